@@ -1,0 +1,1 @@
+//! The device: its memory, and the threads or streams that run kernels.

@@ -1,0 +1,1 @@
+//! From hidden rows to answers: language-model head, pooling.

@@ -1,0 +1,267 @@
+//! The op set: plain structs that name their weights and the buffers they read and write. All
+//! shapes are per row; the number of rows is the step's. Each doc comment is the definition that
+//! the scalar reference spells out.
+
+use std::sync::Arc;
+
+use super::packed::Packed;
+
+/// A row-major f32 buffer of the workspace: `rows_max × width`, row stride = `width`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buf {
+    /// Byte offset in the workspace, 64-byte aligned.
+    pub offset: usize,
+    /// Values a row.
+    pub width: usize,
+}
+
+/// A buffer of rows quantised to 8 bits in groups of 32 along the row (`width % 32 == 0`).
+/// `scale = max|x| / 127`, `q = round_ties_even(x / scale)` (all zero where the scale is zero);
+/// `sum = scale × Σq`. Three parts, each `rows_max` long: q (i8, `width` a row), scales (f32,
+/// `width / 32` a row), sums (f32, `width / 32` a row).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuantBuf {
+    /// Byte offset of the values, 64-byte aligned.
+    pub values: usize,
+    /// Byte offset of the scales, 64-byte aligned.
+    pub scales: usize,
+    /// Byte offset of the sums, 64-byte aligned.
+    pub sums: usize,
+    /// Values a row.
+    pub width: usize,
+}
+
+/// What a [`Linear`] reads: f32 rows for float weights, quantised rows for quantised weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// f32 rows.
+    Full(Buf),
+    /// 8-bit rows.
+    Quant(QuantBuf),
+}
+
+/// Which rows an op works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rows {
+    /// Every row of the step.
+    #[default]
+    All,
+    /// The gathered rows only (`Batch::gather`): those that yield something.
+    Gathered,
+}
+
+/// A vector of f32 parameters.
+pub type Vector = Arc<[f32]>;
+
+/// One operation.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the structs are documented")]
+pub enum Op {
+    Embed(Embed),
+    Norm(Norm),
+    Linear(Linear),
+    RopeStore(RopeStore),
+    PagedAttention(PagedAttention),
+    PackedAttention(PackedAttention),
+    GatedSilu(GatedSilu),
+    Gather(Gather),
+    Pool(Pool),
+}
+
+/// A model's step: ops in order, and the workspace they need.
+#[derive(Debug, Clone, Default)]
+pub struct Program {
+    /// In order; each sees what the ones before wrote.
+    pub ops: Vec<Op>,
+    /// Bytes of workspace.
+    pub workspace_bytes: usize,
+    /// Rows that the workspace is sized for.
+    pub rows_max: usize,
+    /// Gathered rows that it is sized for.
+    pub gathered_max: usize,
+    /// Where a generator's logits are (gathered rows × vocabulary), or an encoder's vectors
+    /// (spans × width).
+    pub output: Option<Buf>,
+    /// KV heads × head size, for generators.
+    pub kv: Option<KvShape>,
+}
+
+/// Shape of one layer's part of a KV block: K then V, f16.
+///
+/// K is `[kv_heads][head_dim][BLOCK_TOKENS]` (token fastest), V is
+/// `[kv_heads][BLOCK_TOKENS][head_dim]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers of the model.
+    pub layers: usize,
+    /// Heads that keys and values have.
+    pub heads: usize,
+    /// Values a head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    /// Bytes of one block in one layer.
+    pub fn block_bytes(&self) -> usize {
+        2 * 2 * self.heads * self.head_dim * crate::scheduler::step::BLOCK_TOKENS
+    }
+}
+
+/// `output[r] = table[token[r]] (+ positions[position[r]]) (+ constant)`.
+#[derive(Debug, Clone)]
+pub struct Embed {
+    /// One row a token, any format; rows are dequantised one by one.
+    pub table: Arc<Packed>,
+    /// Learned positions (f32, `width` a row).
+    pub positions: Option<Vector>,
+    /// Added to every row: BERT's token type 0.
+    pub constant: Option<Vector>,
+    /// Where rows go.
+    pub output: Buf,
+}
+
+/// Root-mean-square or layer normalisation of each row. Sums run in 16 lanes (`lane = i % 16`,
+/// ascending) that are added pairwise: i + i+8, +4, +2, +1.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    /// Rows taken part.
+    pub rows: Rows,
+    /// Input rows.
+    pub input: Buf,
+    /// Scale.
+    pub weight: Vector,
+    /// Shift; layer normalisation if present, root-mean-square if not.
+    pub bias: Option<Vector>,
+    /// Added to the variance.
+    pub eps: f32,
+    /// May be the input buffer.
+    pub output: Activation,
+}
+
+/// `output[r][n] = Σ_k input[r][k] × weight[n][k] (+ bias[n])`, then the epilogue.
+///
+/// Float weights: one chain of fused multiply-adds in ascending k for each output. Quantised
+/// weights: the integer sum of each group of 32 is exact; groups are added in ascending order
+/// as `acc = fma(min, sum_x, acc)` (formats with a minimum), then
+/// `acc = fma(float(isum), scale_w × scale_x, acc)`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// Rows taken part.
+    pub rows: Rows,
+    /// Input rows: `Full` for float weights, `Quant` for quantised ones.
+    pub input: Activation,
+    /// `n × k`.
+    pub weight: Arc<Packed>,
+    /// `n` values.
+    pub bias: Option<Vector>,
+    /// What happens to the sum.
+    pub epilogue: Epilogue,
+    /// `n` wide.
+    pub output: Buf,
+}
+
+/// The end of a [`Linear`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// `output = y`
+    Store,
+    /// `output = output + y`
+    Add,
+    /// `output = gelu(y)`, the exact form with erf.
+    Gelu,
+}
+
+/// Rotates q and k of each row in place (pairs `(i, i + head_dim/2)`) and writes k and v into the
+/// row's KV block. Input rows are `[q heads][k heads][v heads]`.
+#[derive(Debug, Clone)]
+pub struct RopeStore {
+    /// q, k and v side by side.
+    pub qkv: Buf,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads, size and layers of KV.
+    pub kv: KvShape,
+    /// Which layer.
+    pub layer: usize,
+    /// `[position][head_dim / 2]` of (cos, sin) pairs: cos first half, sin second half.
+    pub table: Vector,
+}
+
+/// Causal attention over KV blocks: row at position p sees positions `0..=p`.
+///
+/// Scores: one chain of fused multiply-adds in ascending dimension for each position, times
+/// `scale`. Softmax is online by block of 32 positions: new maximum, rescale, `exp` by the shared
+/// polynomial, 32 lane sums added pairwise at the end; values are added in ascending position.
+#[derive(Debug, Clone)]
+pub struct PagedAttention {
+    /// As in [`RopeStore`]; only q is read.
+    pub qkv: Buf,
+    /// Query heads; `heads / kv.heads` share one KV head.
+    pub heads: usize,
+    /// Heads, size and layers of KV.
+    pub kv: KvShape,
+    /// Which layer.
+    pub layer: usize,
+    /// Usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// `heads × head_dim` wide.
+    pub output: Activation,
+}
+
+/// Bidirectional attention within each span, no KV: row sees every row of its span. The same
+/// order of operations as [`PagedAttention`], in f32, blocks of 32 rows from the span's start.
+#[derive(Debug, Clone)]
+pub struct PackedAttention {
+    /// `[q heads][k heads][v heads]`, as many k and v heads as q heads.
+    pub qkv: Buf,
+    /// Heads.
+    pub heads: usize,
+    /// Values a head.
+    pub head_dim: usize,
+    /// Usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// `heads × head_dim` wide.
+    pub output: Activation,
+}
+
+/// `output[i] = silu(input[i]) × input[width + i]`, where the input is twice as wide.
+#[derive(Debug, Clone)]
+pub struct GatedSilu {
+    /// `[gate][up]`.
+    pub input: Buf,
+    /// Half as wide.
+    pub output: Activation,
+}
+
+/// `output[g] = input[gather[g]]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Gather {
+    /// Step rows.
+    pub input: Buf,
+    /// Gathered rows.
+    pub output: Buf,
+}
+
+/// One vector a span.
+#[derive(Debug, Clone, Copy)]
+pub struct Pool {
+    /// How.
+    pub kind: PoolKind,
+    /// Scale to unit length (a zero vector stays zero).
+    pub normalize: bool,
+    /// Step rows.
+    pub input: Buf,
+    /// One row a span.
+    pub output: Buf,
+}
+
+/// How rows become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolKind {
+    /// Mean of all rows.
+    Mean,
+    /// First row.
+    Cls,
+    /// Last row.
+    Last,
+}

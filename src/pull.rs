@@ -1,0 +1,1 @@
+//! `sconce pull`: fetches and verifies what the manifests name.

@@ -1,0 +1,183 @@
+//! The contract between the scheduler, the engine and a runner: what one step computes and what
+//! comes back. Plain data; knows no device, no clock and no channel.
+
+use std::ops::Range;
+
+use crate::request::{LaneId, Micros, RequestId, Sampling, TokenId};
+
+/// Numbers planned steps; strictly increasing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct StepId(pub u64);
+
+/// One of the device's execution slots: steps of a slot run in order, slots run side by side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct SlotId(pub u8);
+
+/// A generation's place in the device's token buffer, fixed while it runs. The sampler writes
+/// the chosen token there, and the next step may read it before the host has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Seat(pub u32);
+
+/// A KV block: `BLOCK_TOKENS` positions of one sequence, at the same place in every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId {
+    /// The lane's page group, an index into the lane's grants.
+    pub group: u32,
+    /// Which block of the group.
+    pub slot: u32,
+}
+
+/// Token positions in one KV block.
+pub const BLOCK_TOKENS: usize = 32;
+
+/// The largest number of sequences that can be running at once over all lanes (seats).
+pub const MAX_SEATS: usize = 1024;
+
+/// What a step is made of, as a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum StepKind {
+    /// Prompt rows only.
+    Prefill,
+    /// One row a sequence.
+    #[default]
+    Decode,
+    /// Both.
+    Mixed,
+    /// Encoder inputs.
+    Encode,
+}
+
+/// Pages lent to a lane: one super-page for each of the model's layers. The runner keeps them as
+/// `lane -> group -> [page of layer 0, page of layer 1, ...]`; a regrant of the same group
+/// number replaces the pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The group's number in the lane.
+    pub group: u32,
+    /// Super-page index in the KV region, one a layer.
+    pub pages: Vec<u32>,
+}
+
+/// One unit of device work: rows of one lane. Its vectors are reused from step to step.
+///
+/// Rows are packed without padding: `tokens[r]` is the input of row `r`, and each span owns a
+/// contiguous range of rows.
+#[derive(Debug, Clone, Default)]
+pub struct Step {
+    /// Strictly increasing.
+    pub id: StepId,
+    /// Whose rows these are.
+    pub lane: LaneId,
+    /// Where it runs.
+    pub slot: SlotId,
+    /// The mix.
+    pub kind: StepKind,
+    /// Sequences that take part.
+    pub spans: Vec<Span>,
+    /// Input token of each row. Ignored where the span's input is `Input::Seat`.
+    pub tokens: Vec<TokenId>,
+    /// Block tables of all spans, one after the other; empty for encoders.
+    pub blocks: Vec<BlockId>,
+    /// Page groups that the lane got since its last step; the runner takes them in first.
+    pub grants: Vec<Grant>,
+    /// What the cost model expects.
+    pub predicted: Micros,
+}
+
+/// A contiguous piece of one sequence in a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    /// Whose.
+    pub request: RequestId,
+    /// Which input of the request (0 for generations).
+    pub part: u32,
+    /// Its rows in the step.
+    pub rows: Range<u32>,
+    /// Position of the first row in its sequence; that many positions are in KV already.
+    pub start: u32,
+    /// Its block table in `Step::blocks`: covers positions `0 .. start + rows.len()`.
+    pub blocks: Range<u32>,
+    /// Where the input token is.
+    pub input: Input,
+    /// What becomes of the last row's hidden state (of all rows, for `Pool`).
+    pub output: Output,
+}
+
+/// Where a span's input comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// `Step::tokens`.
+    Known,
+    /// One row, whose token an earlier, perhaps uncommitted step left in this seat.
+    Seat(Seat),
+}
+
+/// What a span yields.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Output {
+    /// Nothing: a prefill chunk that is not the last.
+    None,
+    /// One token, put into `seat` and into `Outcome::tokens`.
+    Sample {
+        /// Where the token goes on the device.
+        seat: Seat,
+        /// How it is chosen; the draw's counter is `position`.
+        sampling: Sampling,
+        /// Position of the new token in its sequence.
+        position: u32,
+    },
+    /// One vector, appended to `Outcome::vectors`.
+    Pool,
+}
+
+/// What a step gave. Reused from step to step.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Device time, measured.
+    pub elapsed: Micros,
+    /// One token for each span with `Output::Sample`, in span order.
+    pub tokens: Vec<TokenId>,
+    /// One vector for each span with `Output::Pool`, in span order.
+    pub vectors: Vec<Vec<f32>>,
+}
+
+impl Step {
+    /// Empties the step and keeps its memory.
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.tokens.clear();
+        self.blocks.clear();
+        self.grants.clear();
+    }
+
+    /// Number of rows (token positions) to compute.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The block table of `span`.
+    pub fn table(&self, span: &Span) -> &[BlockId] {
+        &self.blocks[span.blocks.start as usize..span.blocks.end as usize]
+    }
+}
+
+impl Outcome {
+    /// Empties the outcome and keeps its memory.
+    pub fn clear(&mut self) {
+        self.elapsed = Micros(0);
+        self.tokens.clear();
+        self.vectors.clear();
+    }
+}
+
+impl Span {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        (self.rows.end - self.rows.start) as usize
+    }
+
+    /// A span has at least one row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}

@@ -1,0 +1,1 @@
+//! `sconce serve`: the composition root. The only file that sees core, device and front.

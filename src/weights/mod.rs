@@ -1,0 +1,1 @@
+//! Tensors from files: read in parallel, repacked, within bounds; no memory map.
