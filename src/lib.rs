@@ -16,12 +16,12 @@ pub mod text;
 pub mod catalog;
 
 // B. device side.
-pub mod arch;
 pub mod device;
-pub mod engine;
-pub mod head;
 pub mod kernels;
+pub mod arch;
+pub mod head;
 pub mod weights;
+pub mod engine;
 
 // C. front side.
 pub mod admission;
