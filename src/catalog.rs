@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelState, ModelTask};
@@ -20,15 +20,13 @@ pub struct Model {
     pub task: ModelTask,
     /// Its lane: the index in the catalog.
     pub lane: LaneId,
-    /// Longest sequence in tokens: prompt and answer, or one input. Set from the manifest and
-    /// the model's own header; the smaller wins.
-    pub context: u32,
     /// Unix seconds, for `created`.
     pub created: u64,
     /// Who is named as owner in `/v1/models`.
     pub owned_by: String,
     text: OnceLock<ModelText>,
     state: AtomicU8,
+    context: AtomicU32,
     /// Predicted milliseconds until ready; 0 when unknown.
     eta_ms: AtomicU64,
 }
@@ -49,8 +47,6 @@ pub struct ModelCard {
     pub aliases: Vec<String>,
     /// See [`Model::task`].
     pub task: ModelTask,
-    /// See [`Model::context`].
-    pub context: u32,
     /// See [`Model::created`].
     pub created: u64,
     /// See [`Model::owned_by`].
@@ -116,11 +112,11 @@ impl Model {
             aliases: card.aliases,
             task: card.task,
             lane,
-            context: card.context,
             created: card.created,
             owned_by: card.owned_by,
             text: OnceLock::new(),
             state: AtomicU8::new(ModelState::Absent as u8),
+            context: AtomicU32::new(0),
             eta_ms: AtomicU64::new(0),
         }
     }
@@ -143,8 +139,15 @@ impl Model {
         self.text.get().ok_or_else(|| self.loading())
     }
 
-    /// Gives it its tokenizer and template, once.
-    pub fn set_text(&self, text: ModelText) {
+    /// Longest sequence in tokens: prompt and answer, or one input. The smaller of what the
+    /// manifest allows and what the model was made for; 0 until its files are there.
+    pub fn context(&self) -> u32 {
+        self.context.load(Ordering::Acquire)
+    }
+
+    /// Gives it its tokenizer and template, and its longest sequence, once its files are there.
+    pub fn set_text(&self, text: ModelText, context: u32) {
+        self.context.store(context, Ordering::Release);
         let _ = self.text.set(text);
     }
 

@@ -1,18 +1,28 @@
-//! What runs a step: real models on a device, or the fake one of the tests.
+//! What runs steps: real models on a device, or the fake one of the tests. A runner knows models
+//! and memory, not requests: what a step is for is the scheduler's business.
 
+use crate::engine::residency::LoadedModel;
 use crate::request::LaneId;
-use crate::scheduler::step::{Outcome, Step};
+use crate::scheduler::step::{Outcome, SlotId, Step};
 
 /// Runs steps. Called from the engine thread only.
 pub trait Runner: Send {
-    /// Computes `step` and fills `outcome` (cleared by the caller), `elapsed` included.
+    /// Starts `step`. A device may still be working on it when this returns; steps of a slot run
+    /// in the order of their submission.
     ///
     /// # Errors
-    /// The step failed; its requests are lost, the runner stays usable unless `fatal`.
-    fn run(&mut self, step: &Step, outcome: &mut Outcome) -> Result<(), StepError>;
+    /// The step failed at once; nothing is to be collected for it.
+    fn submit(&mut self, step: &Step) -> Result<(), StepError>;
 
-    /// Forgets a lane's page groups, after the scheduler took them back.
-    fn forget(&mut self, lane: LaneId);
+    /// Waits until the oldest submitted step of `slot` is done, and fills `outcome` (cleared by
+    /// the caller), `elapsed` included.
+    ///
+    /// # Errors
+    /// The step failed: its requests are lost, the runner stays usable unless `fatal`.
+    fn collect(&mut self, slot: SlotId, outcome: &mut Outcome) -> Result<(), StepError>;
+
+    /// Makes a model runnable in its lane.
+    fn install(&mut self, lane: LaneId, model: LoadedModel);
 }
 
 /// A step that failed.
@@ -23,4 +33,11 @@ pub struct StepError {
     pub message: String,
     /// The device cannot be used any more: the process must end.
     pub fatal: bool,
+}
+
+impl StepError {
+    /// A failure that ends this step only.
+    pub fn step(message: impl Into<String>) -> Self {
+        Self { message: message.into(), fatal: false }
+    }
 }

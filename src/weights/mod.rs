@@ -1,1 +1,340 @@
-//! Tensors from files: read in parallel, repacked, within bounds; no memory map.
+//! Tensors from files, repacked for kernels: read by position, within the bounds that the header
+//! reader has checked. No memory map: a file truncated under a map kills the process.
+
+mod dequantize;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::kernels::ops::Vector;
+use crate::kernels::packed::Packed;
+use crate::store::HeaderError;
+use crate::store::gguf::{self, GgmlType, Header};
+use crate::store::safetensors::{self, DType};
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its header is unusable.
+    #[error("{file}: {source}")]
+    Header {
+        /// Name of the file.
+        file: String,
+        /// What is wrong.
+        source: HeaderError,
+    },
+    /// Its data cannot be read.
+    #[error("cannot read tensor '{tensor}': {source}")]
+    Read {
+        /// Name in the file.
+        tensor: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is not what its architecture needs.
+    #[error("{0}")]
+    Shape(String),
+}
+
+/// A model's tensors, opened.
+#[derive(Debug)]
+pub struct Weights {
+    file: File,
+    table: Table,
+}
+
+#[derive(Debug)]
+enum Table {
+    Gguf(Header),
+    Safetensors(std::collections::BTreeMap<String, safetensors::TensorInfo>),
+}
+
+/// Some outputs of a matrix: whole tensors are stacked in the given order.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Tensor in the file.
+    pub tensor: String,
+    /// Outputs that it must have.
+    pub rows: usize,
+    /// How its rows are ordered.
+    pub order: RowOrder,
+}
+
+/// The order of a tensor's rows in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As kernels want them.
+    Plain,
+    /// Per head, the two halves of each rotation pair side by side (GGUF's Llama q and k).
+    /// Kernels rotate `(i, i + head_dim / 2)`, so rows are put apart again.
+    Interleaved {
+        /// Rows a head.
+        head_dim: usize,
+    },
+}
+
+/// A tensor's format and place, whatever the file.
+struct Found {
+    rows: usize,
+    columns: usize,
+    kind: GgmlType,
+    offset: u64,
+    bytes: usize,
+}
+
+impl Part {
+    /// A tensor whose rows are in order.
+    pub fn plain(tensor: impl Into<String>, rows: usize) -> Self {
+        Self { tensor: tensor.into(), rows, order: RowOrder::Plain }
+    }
+}
+
+impl Weights {
+    /// Opens a file by its name's ending: `.gguf` or `.safetensors`.
+    ///
+    /// # Errors
+    /// An unusable header.
+    pub fn open(path: &Path) -> Result<Self, LoadError> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let file = name.unwrap_or_default();
+        let wrap = |source| LoadError::Header { file: file.clone(), source };
+        let table = if file.ends_with(".gguf") {
+            Table::Gguf(gguf::read(path).map_err(wrap)?)
+        } else {
+            Table::Safetensors(safetensors::read(path).map_err(wrap)?)
+        };
+        let opened = File::open(path).map_err(|error| wrap(error.into()))?;
+        Ok(Self { file: opened, table })
+    }
+
+    /// The GGUF header, if this is a GGUF file.
+    pub fn gguf(&self) -> Option<&Header> {
+        match &self.table {
+            Table::Gguf(header) => Some(header),
+            Table::Safetensors(_) => None,
+        }
+    }
+
+    /// Whether the file has this tensor.
+    pub fn has(&self, tensor: &str) -> bool {
+        match &self.table {
+            Table::Gguf(header) => header.tensors.contains_key(tensor),
+            Table::Safetensors(tensors) => tensors.contains_key(tensor),
+        }
+    }
+
+    /// Rows and columns of a tensor.
+    ///
+    /// # Errors
+    /// A missing tensor.
+    pub fn size(&self, tensor: &str) -> Result<(usize, usize), LoadError> {
+        self.find(tensor).map(|found| (found.rows, found.columns))
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        match &self.table {
+            Table::Gguf(header) => header.tensors.values().map(|tensor| tensor.bytes).sum(),
+            Table::Safetensors(tensors) => tensors.values().map(|tensor| tensor.bytes).sum(),
+        }
+    }
+
+    /// A matrix of the stacked `parts`, each `rows × columns`, packed in its own format; parts of
+    /// different formats, and formats without a kernel, become f32.
+    ///
+    /// # Errors
+    /// A missing tensor, another shape, or data that cannot be read.
+    pub fn matrix(&self, parts: &[Part], columns: usize) -> Result<Arc<Packed>, LoadError> {
+        let found = self.find_parts(parts, columns)?;
+        let rows = found.iter().map(|tensor| tensor.rows).sum();
+        let kind = found[0].kind;
+        let native = matches!(kind, GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q8_0);
+        let same = found.iter().all(|tensor| tensor.kind == kind);
+        if !(native && same && columns % 32 == 0) {
+            let values = self.stack_f32(parts, &found)?;
+            return Ok(Arc::new(Packed::from_f32(rows, columns, &values)));
+        }
+        let mut blocks = Vec::with_capacity(found.iter().map(|tensor| tensor.bytes).sum());
+        for (part, tensor) in parts.iter().zip(&found) {
+            let data = self.read(&part.tensor, tensor)?;
+            reorder(&data, tensor.rows, part.order, &mut blocks)?;
+        }
+        let packed = match kind {
+            GgmlType::Q4_0 => Packed::from_q4_0(rows, columns, &blocks),
+            GgmlType::Q4_1 => Packed::from_q4_1(rows, columns, &blocks),
+            _ => Packed::from_q8_0(rows, columns, &blocks),
+        };
+        Ok(Arc::new(packed))
+    }
+
+    /// A matrix as plain f32 rows.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn rows(&self, part: &Part, columns: usize) -> Result<Vec<f32>, LoadError> {
+        let found = self.find_parts(std::slice::from_ref(part), columns)?;
+        self.stack_f32(std::slice::from_ref(part), &found)
+    }
+
+    /// The stacked vectors `tensors`, `len` values in all.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn vector(&self, tensors: &[String], len: usize) -> Result<Vector, LoadError> {
+        let mut values = Vec::with_capacity(len);
+        for name in tensors {
+            let tensor = self.find(name)?;
+            let data = self.read(name, &tensor)?;
+            values.extend(dequantize::to_f32(name, tensor.kind, &data)?);
+        }
+        if values.len() != len {
+            let names = tensors.join(", ");
+            let have = values.len();
+            return Err(LoadError::Shape(format!("{names}: {have} values, {len} expected")));
+        }
+        Ok(values.into())
+    }
+
+    fn stack_f32(&self, parts: &[Part], found: &[Found]) -> Result<Vec<f32>, LoadError> {
+        let mut values = Vec::new();
+        for (part, tensor) in parts.iter().zip(found) {
+            let data = self.read(&part.tensor, tensor)?;
+            let mut ordered = Vec::with_capacity(data.len());
+            reorder(&data, tensor.rows, part.order, &mut ordered)?;
+            values.extend(dequantize::to_f32(&part.tensor, tensor.kind, &ordered)?);
+        }
+        Ok(values)
+    }
+
+    fn find_parts(&self, parts: &[Part], columns: usize) -> Result<Vec<Found>, LoadError> {
+        let mut found = Vec::with_capacity(parts.len());
+        for part in parts {
+            let tensor = self.find(&part.tensor)?;
+            if (tensor.rows, tensor.columns) != (part.rows, columns) {
+                return Err(LoadError::Shape(format!(
+                    "tensor '{}' is {} × {}, {} × {columns} expected",
+                    part.tensor, tensor.rows, tensor.columns, part.rows
+                )));
+            }
+            found.push(tensor);
+        }
+        Ok(found)
+    }
+
+    fn find(&self, name: &str) -> Result<Found, LoadError> {
+        let (shape, kind, offset, bytes) = match &self.table {
+            Table::Gguf(header) => {
+                let tensor = header.tensors.get(name).ok_or_else(|| missing(name))?;
+                (&tensor.shape, tensor.kind, tensor.offset, tensor.bytes)
+            }
+            Table::Safetensors(tensors) => {
+                let tensor = tensors.get(name).ok_or_else(|| missing(name))?;
+                (&tensor.shape, float_kind(name, &tensor.dtype)?, tensor.offset, tensor.bytes)
+            }
+        };
+        let columns = shape.last().copied().unwrap_or(1);
+        let rows = shape.iter().rev().skip(1).product();
+        Ok(Found { rows, columns, kind, offset, bytes: bytes as usize })
+    }
+
+    fn read(&self, name: &str, tensor: &Found) -> Result<Vec<u8>, LoadError> {
+        let mut data = vec![0; tensor.bytes];
+        let read = self.file.read_exact_at(&mut data, tensor.offset);
+        read.map_err(|source| LoadError::Read { tensor: name.to_owned(), source })?;
+        Ok(data)
+    }
+}
+
+/// Loads `count` parts of a model on all cores, in order.
+///
+/// # Errors
+/// The first error of `load`.
+pub fn in_parallel<T, F>(count: usize, load: F) -> Result<Vec<T>, LoadError>
+where
+    T: Send,
+    F: Fn(usize) -> Result<T, LoadError> + Sync,
+{
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(count.max(1));
+    let chunk = count.div_ceil(threads).max(1);
+    let load = &load;
+    let parts: Result<Vec<Vec<T>>, LoadError> = std::thread::scope(|scope| {
+        let starts = (0..count).step_by(chunk);
+        let workers: Vec<_> = starts
+            .map(|start| {
+                let end = (start + chunk).min(count);
+                scope.spawn(move || (start..end).map(load).collect::<Result<Vec<T>, _>>())
+            })
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    Ok(parts?.into_iter().flatten().collect())
+}
+
+/// Appends `rows` rows of equal size to `out` in the order that kernels want.
+fn reorder(
+    data: &[u8],
+    rows: usize,
+    order: RowOrder,
+    out: &mut Vec<u8>,
+) -> Result<(), LoadError> {
+    let RowOrder::Interleaved { head_dim } = order else {
+        out.extend_from_slice(data);
+        return Ok(());
+    };
+    if head_dim == 0 || head_dim % 2 != 0 || rows % head_dim != 0 {
+        let message = format!("{rows} rows cannot be split into heads of {head_dim}");
+        return Err(LoadError::Shape(message));
+    }
+    let stride = data.len() / rows;
+    for head in 0..rows / head_dim {
+        for half in 0..2 {
+            for pair in 0..head_dim / 2 {
+                let row = head * head_dim + 2 * pair + half;
+                out.extend_from_slice(&data[row * stride..(row + 1) * stride]);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn missing(name: &str) -> LoadError {
+    LoadError::Shape(format!("tensor '{name}' is missing"))
+}
+
+fn float_kind(name: &str, dtype: &DType) -> Result<GgmlType, LoadError> {
+    match dtype {
+        DType::F32 => Ok(GgmlType::F32),
+        DType::F16 => Ok(GgmlType::F16),
+        DType::BF16 => Ok(GgmlType::BF16),
+        other => Err(LoadError::Shape(format!("tensor '{name}' has format {other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaved_rows_are_put_apart() {
+        // Two heads of four rows: the file has 0 2 1 3 of each head's halves interleaved.
+        let data: Vec<u8> = vec![0, 2, 1, 3, 4, 6, 5, 7];
+        let mut out = Vec::new();
+        reorder(&data, 8, RowOrder::Interleaved { head_dim: 4 }, &mut out).unwrap();
+        assert_eq!(out, [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!(reorder(&data, 8, RowOrder::Interleaved { head_dim: 3 }, &mut out).is_err());
+    }
+
+    #[test]
+    fn parallel_loading_keeps_order_and_reports_the_error() {
+        let squares = in_parallel(7, |i| Ok(i * i)).unwrap();
+        assert_eq!(squares, [0, 1, 4, 9, 16, 25, 36]);
+        let failed = in_parallel(7, |i| if i == 5 { Err(missing("x")) } else { Ok(i) });
+        assert!(matches!(failed, Err(LoadError::Shape(_))));
+        assert!(in_parallel(0, Ok).unwrap().is_empty());
+    }
+}

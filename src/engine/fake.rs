@@ -1,0 +1,104 @@
+//! A runner without a device: answers at once, or after a given time, and can be told to fail.
+//! For tests of the loop and of the front, and for measuring the front alone.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::engine::residency::LoadedModel;
+use crate::engine::runner::{Runner, StepError};
+use crate::request::{LaneId, Micros, TokenId};
+use crate::scheduler::step::{Outcome, Output, SlotId, Step};
+
+/// What the fake device does.
+#[derive(Debug, Clone, Default)]
+pub struct FakeDevice {
+    /// Tokens that are "generated": `vocabulary[position % len]`.
+    pub vocabulary: Vec<TokenId>,
+    /// Values a vector.
+    pub width: usize,
+    /// Time of a step without rows.
+    pub step: Duration,
+    /// Time of each row.
+    pub row: Duration,
+    /// Steps (counted from 0) that fail, and how.
+    pub faults: Vec<(u64, Fault)>,
+}
+
+/// A way to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The step panics.
+    Panic,
+    /// The step fails, the device goes on.
+    Step,
+    /// The device is dead.
+    Fatal,
+    /// The step takes a second longer.
+    Stall,
+}
+
+/// Runs nothing, plausibly.
+#[derive(Debug)]
+pub struct FakeRunner {
+    device: FakeDevice,
+    done: VecDeque<(SlotId, Outcome)>,
+    steps: u64,
+}
+
+impl FakeRunner {
+    /// A runner over `device`.
+    pub fn new(device: FakeDevice) -> Self {
+        Self { device, done: VecDeque::new(), steps: 0 }
+    }
+
+    fn answer(&self, step: &Step, outcome: &mut Outcome) {
+        for span in &step.spans {
+            match span.output {
+                Output::None => {}
+                Output::Sample { position, .. } => {
+                    let words = &self.device.vocabulary;
+                    outcome.tokens.push(words[position as usize % words.len()]);
+                }
+                Output::Pool => {
+                    let value = 1.0 / (self.device.width as f32).sqrt();
+                    outcome.vectors.push(vec![value; self.device.width]);
+                }
+            }
+        }
+    }
+}
+
+impl Runner for FakeRunner {
+    fn submit(&mut self, step: &Step) -> Result<(), StepError> {
+        let number = self.steps;
+        self.steps += 1;
+        let fault = self.device.faults.iter().find(|(at, _)| *at == number).map(|(_, how)| *how);
+        let mut time = self.device.step + self.device.row * step.rows() as u32;
+        match fault {
+            Some(Fault::Panic) => panic!("told to panic"),
+            Some(Fault::Step) => return Err(StepError::step("told to fail")),
+            Some(Fault::Fatal) => {
+                return Err(StepError { message: "told to die".into(), fatal: true });
+            }
+            Some(Fault::Stall) => time += Duration::from_secs(1),
+            None => {}
+        }
+        if !time.is_zero() {
+            std::thread::sleep(time);
+        }
+        let mut outcome = Outcome::default();
+        self.answer(step, &mut outcome);
+        outcome.elapsed = Micros(time.as_micros().max(1) as u64);
+        self.done.push_back((step.slot, outcome));
+        Ok(())
+    }
+
+    fn collect(&mut self, slot: SlotId, outcome: &mut Outcome) -> Result<(), StepError> {
+        let found = self.done.iter().position(|(of, _)| *of == slot);
+        let at = found.expect("collect follows submit");
+        *outcome = self.done.remove(at).expect("just found").1;
+        Ok(())
+    }
+
+    fn install(&mut self, _lane: LaneId, _model: LoadedModel) {}
+}

@@ -1,0 +1,164 @@
+//! Runs real models: turns a step into packed rows, runs the lane's program, samples. Owns the KV
+//! region, the workspace and the token buffer; knows no requests.
+
+use std::io;
+use std::time::Instant;
+
+use crate::device::arena::Region;
+use crate::engine::residency::LoadedModel;
+use crate::engine::runner::{Runner, StepError};
+use crate::kernels::batch::{Batch, BatchSpan, KvMap};
+use crate::kernels::execute::Executor;
+use crate::kernels::ops::Buf;
+use crate::kernels::sample::Sampler;
+use crate::request::{LaneId, Micros, TokenId};
+use crate::scheduler::step::{Grant, Input, MAX_SEATS, Outcome, Output, SlotId, Span, Step};
+
+/// The one runner of a device.
+#[derive(Debug)]
+pub struct ModelRunner {
+    executor: Executor,
+    lanes: Vec<Lane>,
+    memory: Memory,
+    batch: Batch,
+    sampler: Sampler,
+    /// The sampled tokens, by seat: where a later step finds its input.
+    seats: Vec<TokenId>,
+    /// A CPU computes in `submit`; the outcome waits here for `collect`.
+    done: Option<Outcome>,
+}
+
+/// What the device holds besides weights.
+#[derive(Debug)]
+struct Memory {
+    kv: Region,
+    page_bytes: usize,
+    workspace: Region,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    model: Option<LoadedModel>,
+    map: KvMap,
+}
+
+impl ModelRunner {
+    /// A runner for `lanes` lanes, with `pages` super-pages of `page_bytes` each for KV blocks and
+    /// a workspace that fits the largest program.
+    ///
+    /// # Errors
+    /// The system refuses the memory.
+    pub fn new(
+        executor: Executor,
+        lanes: usize,
+        (pages, page_bytes): (u32, usize),
+        workspace_bytes: usize,
+    ) -> io::Result<Self> {
+        let memory = Memory {
+            kv: Region::new(pages as usize * page_bytes)?,
+            page_bytes,
+            workspace: Region::new(workspace_bytes)?,
+        };
+        Ok(Self {
+            executor,
+            lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            memory,
+            batch: Batch::default(),
+            sampler: Sampler::default(),
+            seats: vec![0; MAX_SEATS],
+            done: None,
+        })
+    }
+
+    fn compute(&mut self, step: &Step, outcome: &mut Outcome) -> Result<(), StepError> {
+        let lane = &mut self.lanes[step.lane.0 as usize];
+        let Some(model) = &lane.model else {
+            return Err(StepError::step(format!("lane {} has no model yet", step.lane)));
+        };
+        let program = &model.program;
+        lane.map.layers = program.kv.map_or(0, |kv| kv.layers);
+        for grant in &step.grants {
+            take_in(&mut lane.map, grant, self.memory.page_bytes);
+        }
+        pack(&mut self.batch, step, &self.seats);
+        let Memory { kv, workspace, .. } = &mut self.memory;
+        let executed = self.executor.execute(program, &self.batch, &lane.map, kv, workspace);
+        executed.map_err(|panic| StepError::step(panic.to_string()))?;
+        let output = program.output.expect("every program has an output");
+        self.answer(step, output, outcome);
+        Ok(())
+    }
+
+    /// Samples, or copies vectors out.
+    fn answer(&mut self, step: &Step, output: Buf, outcome: &mut Outcome) {
+        let Self { memory, sampler, seats, .. } = self;
+        let row = |index: usize| {
+            let start = output.offset + index * output.width * size_of::<f32>();
+            memory.workspace.floats(start, output.width)
+        };
+        let yields = step.spans.iter().filter(|span| span.output != Output::None);
+        for (index, span) in yields.enumerate() {
+            match span.output {
+                Output::None => {}
+                Output::Sample { seat, sampling, position } => {
+                    let token = sampler.sample(row(index), &sampling, position);
+                    seats[seat.0 as usize] = token;
+                    outcome.tokens.push(token);
+                }
+                Output::Pool => outcome.vectors.push(row(index).to_vec()),
+            }
+        }
+    }
+}
+
+impl Runner for ModelRunner {
+    fn submit(&mut self, step: &Step) -> Result<(), StepError> {
+        let started = Instant::now();
+        let mut outcome = self.done.take().unwrap_or_default();
+        outcome.clear();
+        self.compute(step, &mut outcome)?;
+        outcome.elapsed = Micros(started.elapsed().as_micros() as u64);
+        self.done = Some(outcome);
+        Ok(())
+    }
+
+    fn collect(&mut self, _slot: SlotId, outcome: &mut Outcome) -> Result<(), StepError> {
+        let done = self.done.as_mut().ok_or_else(|| StepError::step("nothing was submitted"))?;
+        std::mem::swap(done, outcome);
+        Ok(())
+    }
+
+    fn install(&mut self, lane: LaneId, model: LoadedModel) {
+        self.lanes[lane.0 as usize].model = Some(model);
+    }
+}
+
+/// Notes where the pages of a group lie.
+fn take_in(map: &mut KvMap, grant: &Grant, page_bytes: usize) {
+    let start = grant.group as usize * map.layers;
+    if map.offsets.len() < start + map.layers {
+        map.offsets.resize(start + map.layers, 0);
+    }
+    for (place, page) in map.offsets[start..].iter_mut().zip(&grant.pages) {
+        *place = *page as usize * page_bytes;
+    }
+}
+
+/// Resolves a step for kernels, into memory that is reused.
+fn pack(batch: &mut Batch, step: &Step, seats: &[TokenId]) {
+    batch.clear();
+    batch.tokens.extend_from_slice(&step.tokens);
+    batch.blocks.extend(step.blocks.iter().map(|block| (block.group, block.slot)));
+    for (index, span) in step.spans.iter().enumerate() {
+        let Span { rows, start, blocks, input, output, .. } = span;
+        batch.spans.push(BatchSpan { rows: rows.clone(), start: *start, blocks: blocks.clone() });
+        batch.positions.extend((0..span.len() as u32).map(|row| start + row));
+        batch.span_of.extend(std::iter::repeat_n(index as u32, span.len()));
+        if let Input::Seat(seat) = input {
+            batch.tokens[rows.start as usize] = seats[seat.0 as usize];
+        }
+        if matches!(output, Output::Sample { .. }) {
+            batch.gather.push(rows.end - 1);
+        }
+    }
+}

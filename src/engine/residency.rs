@@ -1,0 +1,107 @@
+//! Models on their way to the device: what their files say, their program, their warm-up.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use crate::arch::{self, Capacity, Description, Outline};
+use crate::kernels::ops::Program;
+use crate::store::ModelFiles;
+use crate::weights::{LoadError, Weights};
+
+/// A model's files, opened, and what they say: enough to plan memory, nothing loaded yet.
+#[derive(Debug)]
+pub struct OpenedModel {
+    opened: Opened,
+    /// What it says about itself.
+    pub outline: Outline,
+}
+
+#[derive(Debug)]
+struct Opened {
+    weights: Weights,
+    config: Option<Json>,
+    pooling: Option<Json>,
+    modules: Option<Json>,
+}
+
+/// A model that can run.
+#[derive(Debug, Clone)]
+pub struct LoadedModel {
+    /// Its step.
+    pub program: Arc<Program>,
+    /// What it says about itself.
+    pub outline: Outline,
+}
+
+/// Configuration files larger than this are not configuration.
+const JSON_BYTES_MAX: u64 = 1 << 20;
+
+/// Opens a model's files: `model.gguf`, or `model.safetensors` with `config.json`.
+///
+/// # Errors
+/// A missing file, an unusable header, an unknown architecture.
+pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
+    let weights = files.path("model.gguf").or_else(|| files.path("model.safetensors"));
+    let Some(path) = weights else {
+        let message = "a model needs a file 'model.gguf' or 'model.safetensors' in its manifest";
+        return Err(LoadError::Shape(message.into()));
+    };
+    let weights = Weights::open(path)?;
+    let config = json(files.path("config.json"))?;
+    let pooling = json(files.path("pooling.json"))?;
+    let modules = json(files.path("modules.json"))?;
+    if weights.gguf().is_none() && config.is_none() {
+        return Err(LoadError::Shape("'model.safetensors' needs 'config.json' beside it".into()));
+    }
+    let opened = Opened { weights, config, pooling, modules };
+    let outline = arch::outline(&opened.description())?;
+    Ok(OpenedModel { opened, outline })
+}
+
+impl OpenedModel {
+    /// Bytes of its tensors in the file.
+    pub fn weight_bytes(&self) -> u64 {
+        self.opened.weights.bytes()
+    }
+
+    /// Reads and packs the weights.
+    ///
+    /// # Errors
+    /// Tensors that are missing, misshapen or unreadable.
+    pub fn load(&self, capacity: Capacity) -> Result<LoadedModel, LoadError> {
+        let program = arch::build(&self.opened.description(), &self.opened.weights, capacity)?;
+        Ok(LoadedModel { program: Arc::new(program), outline: self.outline })
+    }
+}
+
+impl Opened {
+    fn description(&self) -> Description<'_> {
+        match (self.weights.gguf(), &self.config) {
+            (Some(header), _) => Description::Gguf(header),
+            (None, config) => Description::Json {
+                config: config.as_ref().unwrap_or(&Json::Null),
+                pooling: self.pooling.as_ref(),
+                modules: self.modules.as_ref(),
+            },
+        }
+    }
+}
+
+fn json(path: Option<&PathBuf>) -> Result<Option<Json>, LoadError> {
+    let Some(path) = path else { return Ok(None) };
+    read_json(path).map(Some).map_err(|what| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        LoadError::Shape(format!("{name}: {what}"))
+    })
+}
+
+fn read_json(path: &Path) -> Result<Json, String> {
+    let bytes = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if bytes > JSON_BYTES_MAX {
+        return Err(format!("{bytes} bytes, at most {JSON_BYTES_MAX} are read"));
+    }
+    let text = std::fs::read(path).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,169 @@
+//! The API with real models behind it: what clients send and what they get.
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::server::{Server, chat, get, post, stream};
+
+/// One server for all tests of this file: they only ask.
+fn server() -> &'static Server {
+    static SERVER: std::sync::OnceLock<Server> = std::sync::OnceLock::new();
+    SERVER.get_or_init(|| Server::start(&["--linger-seconds", "0"]))
+}
+
+const CHAT: &str = "/v1/chat/completions";
+const EMBED: &str = "/v1/embeddings";
+
+#[test]
+fn a_greedy_chat_is_the_same_streamed_or_not_and_again_from_the_cache() {
+    let url = server().url(CHAT);
+    let mut body = chat("What is the capital of France?", 24);
+    let (status, whole) = post(&url, &body);
+    assert_eq!(status, 200, "{whole}");
+    let content = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(content.contains("Paris"), "{content}");
+    assert_eq!(whole["object"], "chat.completion");
+    assert_eq!(whole["usage"]["prompt_tokens"], 37);
+
+    body["stream"] = json!(true);
+    body["stream_options"] = json!({"include_usage": true});
+    let events: Vec<String> = stream(&url, &body).collect();
+    assert_eq!(events.last().unwrap(), "[DONE]");
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let text: String = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(text, content);
+    let last = chunks.last().unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(last["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
+    assert_eq!(last["usage"]["prompt_tokens_details"]["cached_tokens"], 32, "one full block");
+}
+
+#[test]
+fn a_seed_fixes_the_text_and_another_changes_it() {
+    let url = server().url(CHAT);
+    let mut body = chat("Invent a name for a boat.", 32);
+    body["temperature"] = json!(1.0);
+    let mut say = |seed: u64| {
+        body["seed"] = json!(seed);
+        let (status, answer) = post(&url, &body);
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let first = say(7);
+    assert_eq!(first, say(7));
+    assert!((8..12).any(|seed| say(seed) != first));
+}
+
+#[test]
+fn stop_strings_and_limits_end_an_answer() {
+    let url = server().url("/v1/completions");
+    let mut body = json!({
+        "model": "smollm2-135m-instruct", "prompt": "One, two, three, four, five,",
+        "max_tokens": 24, "temperature": 0, "stop": [" seven"],
+    });
+    let (status, stopped) = post(&url, &body);
+    assert_eq!(status, 200, "{stopped}");
+    assert_eq!(stopped["choices"][0]["text"], " six,");
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    body["stop"] = Value::Null;
+    body["max_tokens"] = json!(3);
+    let (_, cut) = post(&url, &body);
+    assert_eq!(cut["choices"][0]["finish_reason"], "length");
+    assert_eq!(cut["usage"]["completion_tokens"], 3);
+}
+
+#[test]
+fn a_prompt_may_be_token_ids() {
+    let url = server().url("/v1/completions");
+    let ask = |prompt: Value| {
+        let body = json!({"model": "smollm2-135m-instruct", "prompt": prompt, "temperature": 0});
+        let (status, answer) = post(&url, &body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    // "Hello world" in this vocabulary.
+    let ids = ask(json!([19556, 905]));
+    assert_eq!(ids["choices"][0]["text"], ask(json!("Hello world"))["choices"][0]["text"]);
+    assert_eq!(ids["usage"]["prompt_tokens"], 2);
+    assert_eq!(ids["usage"]["completion_tokens"], 16, "the default of this endpoint");
+}
+
+#[test]
+fn embeddings_are_the_same_in_every_form() {
+    let url = server().url(EMBED);
+    let ask = |input: Value, format: &str| {
+        let body = json!({
+            "model": "all-minilm-l6-v2", "input": input, "encoding_format": format,
+        });
+        let (status, answer) = post(&url, &body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let floats = |answer: &Value, index: usize| -> Vec<f32> {
+        let values = answer["data"][index]["embedding"].as_array().unwrap();
+        values.iter().map(|value| value.as_f64().unwrap() as f32).collect()
+    };
+    let one = ask(json!("a small lamp"), "float");
+    let two = ask(json!(["something else", "a small lamp"]), "float");
+    assert_eq!(floats(&one, 0).len(), 384);
+    assert_eq!(floats(&one, 0), floats(&two, 1));
+    assert_eq!(two["data"][1]["index"], 1);
+    let packed = ask(json!("a small lamp"), "base64");
+    let packed = packed["data"][0]["embedding"].as_str().unwrap().to_owned();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(packed).unwrap();
+    let decoded: Vec<f32> =
+        bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    assert_eq!(decoded, floats(&one, 0));
+}
+
+#[test]
+fn mistakes_are_told_with_value_and_limit() {
+    let long = "word ".repeat(9000);
+    let model = "smollm2-135m-instruct";
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let mistakes = [
+        (CHAT, json!({"model": "smollm", "messages": messages}), 404, "model_not_found"),
+        (CHAT, json!({"model": model, "messages": []}), 400, "invalid_request"),
+        (CHAT, json!({"model": model}), 400, "invalid_request"),
+        (CHAT, json!({"model": model, "messages": messages, "n": 2}), 400, "unsupported"),
+        (
+            CHAT,
+            json!({"model": model, "messages": messages, "temperature": 3}),
+            400,
+            "invalid_request",
+        ),
+        (
+            CHAT,
+            json!({"model": model, "messages": [{"role": "user", "content": long}]}),
+            400,
+            "context_length_exceeded",
+        ),
+        (EMBED, json!({"model": "all-minilm-l6-v2", "input": ""}), 400, "invalid_request"),
+        (EMBED, json!({"model": model, "input": "x"}), 400, "invalid_request"),
+        (EMBED, json!({"model": "all-minilm-l6-v2", "input": [999_999]}), 400, "invalid_request"),
+    ];
+    for (path, body, expected, code) in mistakes {
+        let (status, answer) = post(&server().url(path), &body);
+        let shown: String = body.to_string().chars().take(120).collect();
+        assert_eq!(status, expected, "{shown}: {answer}");
+        let error = &answer["error"];
+        assert_eq!(error["code"], code, "{shown}: {answer}");
+        assert!(error["message"].as_str().is_some_and(|text| text.len() > 10), "{answer}");
+        assert!(error["type"].is_string());
+    }
+}
+
+#[test]
+fn the_models_are_listed() {
+    let (status, list) = get(&server().url("/v1/models"));
+    assert_eq!(status, 200);
+    let list: Value = serde_json::from_str(&list).unwrap();
+    let names: Vec<&str> =
+        list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
+    assert_eq!(names, ["all-minilm-l6-v2", "smollm2-135m-instruct"]);
+}

@@ -1,0 +1,197 @@
+//! Runs the real binary for a test: own ports, own folder, its log at hand, ended at the end.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// How long a server may take to load the default models in an unoptimised test build, on a busy
+/// machine, with a first download before it.
+const START_MAX: Duration = Duration::from_secs(300);
+
+/// A running `sconce`.
+pub struct Server {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    stdout: Option<Receiver<String>>,
+    main: String,
+    admin: String,
+}
+
+impl Server {
+    /// Starts the server and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        let server = Self::launch(arguments);
+        server.wait_ready();
+        server
+    }
+
+    /// Starts the server and waits until it listens.
+    pub fn launch(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
+        command.arg("serve").args(["--port", "0", "--admin-port", "0", "--log-format", "json"]);
+        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let kept = log.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                kept.lock().unwrap().push(line);
+            }
+        });
+        let (sender, stdout) = channel();
+        let mut pipe = child.stdout.take().unwrap();
+        std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = pipe.read_to_string(&mut text);
+            let _ = sender.send(text);
+        });
+        let none = String::new();
+        let mut server =
+            Self { child, log, stdout: Some(stdout), main: none.clone(), admin: none };
+        server.main = server.address("main");
+        server.admin = server.address("admin");
+        server
+    }
+
+    /// URL of a path on the main port.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.main)
+    }
+
+    /// URL of a path on the admin port.
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    /// Address of the admin port.
+    pub fn admin_address(&self) -> &str {
+        &self.admin
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// Waits until the server answers that it is ready.
+    pub fn wait_ready(&self) {
+        let url = self.url("/readyz");
+        self.wait_until("ready", START_MAX, || get(&url).0 == 200);
+    }
+
+    /// Waits until `done`, or fails with the log.
+    pub fn wait_until(&self, what: &str, limit: Duration, done: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < limit, "not {what} after {limit:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends a signal by name, as `kill` knows it.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &id]).status();
+        assert!(status.expect("kill is there").success());
+    }
+
+    /// Waits for the end; its exit status and what it printed.
+    pub fn wait_exit(&mut self, limit: Duration) -> (ExitStatus, String) {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                let stdout = self.stdout.take().expect("waited once");
+                return (status, stdout.recv_timeout(Duration::from_secs(5)).unwrap_or_default());
+            }
+            assert!(start.elapsed() < limit, "still running after {limit:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Value of a metric series, written as in the exposition.
+    pub fn metric(&self, series: &str) -> f64 {
+        let (status, text) = get(&self.admin_url("/metrics"));
+        assert_eq!(status, 200);
+        let line = text.lines().find(|line| {
+            line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' '))
+        });
+        let value = line.unwrap_or_else(|| panic!("no series {series} in\n{text}"));
+        value.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// The address that a listener logged.
+    fn address(&self, listener: &str) -> String {
+        let find = || {
+            let log = self.log.lock().unwrap();
+            let lines = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let mut fields = lines.map(|line| line["fields"].clone());
+            let found = fields.find(|fields| {
+                fields["message"] == "listening" && fields["listener"] == listener
+            });
+            found.and_then(|fields| fields["address"].as_str().map(str::to_owned))
+        };
+        self.wait_until("listening", START_MAX, || find().is_some());
+        find().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(300)));
+    config.build().into()
+}
+
+/// GET: status and body; status 0 if nobody answers.
+pub fn get(url: &str) -> (u16, String) {
+    match agent().get(url).call() {
+        Ok(mut response) => {
+            (response.status().as_u16(), response.body_mut().read_to_string().unwrap_or_default())
+        }
+        Err(_) => (0, String::new()),
+    }
+}
+
+/// POST of JSON: status and JSON body; status 0 if nobody answers.
+pub fn post(url: &str, body: &Value) -> (u16, Value) {
+    let request = agent().post(url).header("content-type", "application/json");
+    match request.send(body.to_string()) {
+        Ok(mut response) => {
+            let text = response.body_mut().read_to_string().unwrap_or_default();
+            (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null))
+        }
+        Err(_) => (0, Value::Null),
+    }
+}
+
+/// Opens a stream: its events come one by one, without the `data: ` before them.
+pub fn stream(url: &str, body: &Value) -> impl Iterator<Item = String> + use<> {
+    let request = agent().post(url).header("content-type", "application/json");
+    let response = request.send(body.to_string()).expect("an answer");
+    assert_eq!(response.status().as_u16(), 200);
+    let lines = BufReader::new(response.into_body().into_reader()).lines().map_while(Result::ok);
+    lines.filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
+}
+
+/// A chat request.
+pub fn chat(content: &str, max_tokens: u32) -> Value {
+    json!({
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    })
+}
