@@ -1,1 +1,87 @@
-//! `sconce pull`: fetches and verifies what the manifests name.
+//! `sconce pull`: fetches and verifies what the manifests name, and says where it lies.
+
+use std::io::Write;
+
+use crate::config::Config;
+use crate::config::manifest::Manifest;
+use crate::config::values::nearest;
+use crate::store::fetch::ensure;
+use crate::store::progress::Progress;
+
+/// One model that could not be pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// From sysexits.h.
+    pub exit_code: u8,
+    /// One line.
+    pub message: String,
+}
+
+/// One line of the table.
+struct Row([String; 4]);
+
+/// Pulls the models called `names`, or all, and writes a table of their files to `out`. A model
+/// that fails does not keep the others from being pulled.
+///
+/// # Errors
+/// Every model that failed.
+pub fn run(
+    config: &Config,
+    names: &[String],
+    progress: &Progress,
+    out: &mut dyn Write,
+) -> Result<(), Vec<Failed>> {
+    let manifests = chosen(config, names).map_err(|failed| vec![failed])?;
+    let mut rows = vec![Row(["MODEL", "FILE", "BYTES", "WHERE"].map(str::to_owned))];
+    let mut failures = Vec::new();
+    for manifest in manifests {
+        match ensure(manifest, &config.models, progress) {
+            Ok(files) => rows.extend(manifest.files.iter().filter_map(|file| {
+                let path = files.path(&file.file)?.display().to_string();
+                let cells = [&manifest.name, &file.file, &file.bytes.to_string(), &path];
+                Some(Row(cells.map(Clone::clone)))
+            })),
+            Err(error) => {
+                let (exit_code, message) = (error.exit_code(), error.to_string());
+                failures.push(Failed { exit_code, message });
+            }
+        }
+    }
+    if rows.len() > 1 {
+        // Nobody reads a closed pipe; the files are there all the same.
+        let _ = print(&rows, out);
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+/// The manifests called `names`, by name or alias; all without names.
+fn chosen<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Manifest>, Failed> {
+    if names.is_empty() {
+        return Ok(config.manifests.iter().collect());
+    }
+    let find = |name: &String| {
+        let called = |manifest: &&Manifest| {
+            manifest.name == *name || manifest.aliases.iter().any(|alias| alias == name)
+        };
+        config.manifests.iter().find(called).ok_or_else(|| unknown(config, name))
+    };
+    names.iter().map(find).collect()
+}
+
+fn unknown(config: &Config, name: &str) -> Failed {
+    let known: Vec<&str> = config.manifests.iter().map(|one| one.name.as_str()).collect();
+    let hint = nearest(name, known.iter().copied())
+        .map(|nearest| format!(" did you mean {nearest}?"))
+        .unwrap_or_default();
+    let message = format!("no model is called {name:?}:{hint} the models are {}", known.join(", "));
+    Failed { exit_code: 64, message }
+}
+
+fn print(rows: &[Row], out: &mut dyn Write) -> std::io::Result<()> {
+    let width = |column: usize| rows.iter().map(|row| row.0[column].len()).max().unwrap_or(0);
+    let (model, file, bytes) = (width(0), width(1), width(2));
+    for Row([a, b, c, d]) in rows {
+        writeln!(out, "{a:model$}  {b:file$}  {c:>bytes$}  {d}")?;
+    }
+    out.flush()
+}

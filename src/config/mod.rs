@@ -1,11 +1,24 @@
 //! Everything that can be set: flags, `SCONCE_*` environment, sconce.toml and models/*.toml become
 //! one validated, frozen [`Config`]. Knows the keys and their limits, not what they are used for.
 
+pub mod cache;
+pub mod error;
+pub mod flags;
+pub mod load;
 pub mod manifest;
+mod document;
+mod settings;
+pub(crate) mod values;
+#[cfg(test)]
+mod tests;
 
+use std::fmt;
+use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use sha2::{Digest, Sha256};
 
 use manifest::Manifest;
 
@@ -16,6 +29,8 @@ pub struct Config {
     pub server: Server,
     /// `[admin]`
     pub admin: Admin,
+    /// `[auth]`
+    pub auth: Auth,
     /// `[limits]`
     pub limits: Limits,
     /// `[drain]`
@@ -34,6 +49,43 @@ pub struct Config {
     pub log: Log,
     /// The manifests of `models.dir`, sorted by name; lane ids are the indices.
     pub manifests: Vec<Manifest>,
+    /// Every setting as text with its source, in the order of the documentation. None is secret.
+    pub values: Vec<Effective>,
+    /// What was noticed before logs could be written.
+    pub notes: Vec<Note>,
+}
+
+/// One setting as it took effect.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// `section.name`, as in sconce.toml.
+    pub key: &'static str,
+    /// The value; empty when unset.
+    pub value: String,
+    /// Who set it.
+    pub source: Source,
+}
+
+/// Who set a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A flag, by name.
+    Flag(&'static str),
+    /// An environment variable, by name.
+    Env(&'static str),
+    /// A line of a file.
+    File(PathBuf, usize),
+    /// Nobody.
+    Default,
+}
+
+/// Something that does not stop the server: unknown environment (a warning) and the like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// A warning, or else a detail for debugging.
+    pub warning: bool,
+    /// One line.
+    pub text: String,
 }
 
 /// `[server]`
@@ -62,6 +114,13 @@ pub struct Admin {
     pub port: u16,
     /// Also serve `/metrics` on the main port.
     pub metrics_on_main: bool,
+}
+
+/// `[auth]`
+#[derive(Debug, Clone, Default)]
+pub struct Auth {
+    /// Serve beyond loopback without API keys.
+    pub no_auth: bool,
 }
 
 /// `[limits]`
@@ -111,8 +170,23 @@ pub struct Models {
     pub dir: PathBuf,
     /// Folder of fetched files.
     pub cache_dir: PathBuf,
+    /// Folders of files that are already there, as `ROOT/MODEL/FILE`; looked at before any source
+    /// and never written to.
+    pub roots: Vec<PathBuf>,
     /// Never fetch.
     pub offline: bool,
+    /// How often checksums are compared.
+    pub verify: Verify,
+}
+
+/// How often a file's checksum is compared with its manifest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Once; then a stamp with size and time of change vouches for it.
+    #[default]
+    Once,
+    /// At every start.
+    Always,
 }
 
 /// `[scheduler]`
@@ -140,10 +214,42 @@ pub struct Log {
     pub filter: Option<String>,
 }
 
+impl Config {
+    /// Twelve hexadecimal digits that change with any setting or manifest, wherever it was set.
+    pub fn hash(&self) -> String {
+        let mut hasher = Sha256::new();
+        for setting in settings::all() {
+            hasher.update(format!("{}={}\n", setting.key, (setting.get)(self)));
+        }
+        for manifest in &self.manifests {
+            hasher.update(format!("{manifest:?}\n"));
+        }
+        hasher.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Log {
+    /// Whether logs are JSON lines: as set, or else unless a person is watching.
+    pub fn is_json(&self) -> bool {
+        self.json.unwrap_or_else(|| !std::io::stderr().is_terminal())
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Flag(name) => write!(f, "flag {name}"),
+            Source::Env(name) => write!(f, "environment {name}"),
+            Source::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Source::Default => write!(f, "default"),
+        }
+    }
+}
+
 impl Default for Server {
     fn default() -> Self {
         Self {
-            hosts: loopback(),
+            hosts: values::loopback(),
             port: 8080,
             keep_alive: Duration::from_secs(620),
             max_connection_age: Duration::from_secs(300),
@@ -155,7 +261,7 @@ impl Default for Server {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { hosts: loopback(), port: 9464, metrics_on_main: false }
+        Self { hosts: values::loopback(), port: 9464, metrics_on_main: false }
     }
 }
 
@@ -185,7 +291,13 @@ impl Default for Device {
 
 impl Default for Models {
     fn default() -> Self {
-        Self { dir: "models".into(), cache_dir: PathBuf::new(), offline: false }
+        Self {
+            dir: "models".into(),
+            cache_dir: PathBuf::new(),
+            roots: vec!["/models".into(), "/mnt/models".into()],
+            offline: false,
+            verify: Verify::Once,
+        }
     }
 }
 
@@ -193,8 +305,4 @@ impl Default for Scheduler {
     fn default() -> Self {
         Self { step_target: Duration::from_millis(25), kv_bytes: None }
     }
-}
-
-fn loopback() -> Vec<IpAddr> {
-    vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])]
 }

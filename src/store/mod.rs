@@ -3,6 +3,11 @@
 
 pub mod gguf;
 pub mod safetensors;
+pub mod progress;
+pub mod error;
+mod package;
+mod stamp;
+pub mod fetch;
 
 use std::path::PathBuf;
 

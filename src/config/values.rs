@@ -1,0 +1,149 @@
+//! Text to values and back, each with its range. An `Err` says what is allowed; the caller knows
+//! which key it was and where it stood.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// A parsed value, or what would be allowed.
+pub(super) type Parsed<T> = Result<T, String>;
+
+const UNITS: [(&str, u64); 8] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+
+/// A whole number in `range`.
+pub(super) fn whole(text: &str, range: RangeInclusive<u64>) -> Parsed<u64> {
+    let parsed = text.replace('_', "").parse().ok().filter(|value| range.contains(value));
+    parsed.ok_or_else(|| format!("a whole number from {} to {}", range.start(), range.end()))
+}
+
+/// A number of things that fit in memory, in `range`.
+pub(super) fn count(text: &str, range: RangeInclusive<u64>) -> Parsed<usize> {
+    whole(text, range).map(|value| value as usize)
+}
+
+/// A TCP port; 0 lets the system choose.
+pub(super) fn port(text: &str) -> Parsed<u16> {
+    text.parse().map_err(|_| "a port from 0 to 65535 (0: the system chooses)".into())
+}
+
+/// A number in `range`.
+pub(super) fn number(text: &str, range: RangeInclusive<f64>) -> Parsed<f64> {
+    let parsed = text.parse().ok().filter(|value| range.contains(value));
+    parsed.ok_or_else(|| format!("a number from {} to {}", range.start(), range.end()))
+}
+
+/// A duration in seconds, fractions allowed, in `range`.
+pub(super) fn seconds(text: &str, range: RangeInclusive<f64>) -> Parsed<Duration> {
+    let allowed = || format!("seconds from {} to {}", range.start(), range.end());
+    number(text, range.clone()).map(Duration::from_secs_f64).map_err(|_| allowed())
+}
+
+/// Bytes in `range`, as a plain number or with a unit: `4GiB`, `512 MiB`, `1.5GB`.
+pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Parsed<u64> {
+    let parsed = bytes(text).filter(|value| range.contains(value));
+    parsed.ok_or_else(|| {
+        let (from, to) = (show_size(*range.start()), show_size(*range.end()));
+        format!("bytes from {from} to {to}, as a number or with KiB, MiB, GiB, TiB, kB, MB, GB, TB")
+    })
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
+    let Some((unit, factor)) = unit else { return text.replace('_', "").parse().ok() };
+    let number = text[..text.len() - unit.len()].trim_end();
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(*factor);
+    }
+    let product = number.parse::<f64>().ok()? * *factor as f64;
+    (product >= 0.0 && product < u64::MAX as f64).then_some(product as u64)
+}
+
+/// Bytes in the largest unit that leaves no rest.
+pub(super) fn show_size(bytes: u64) -> String {
+    let unit =
+        UNITS[..4].iter().rev().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size));
+    unit.map_or_else(|| bytes.to_string(), |(name, size)| format!("{}{name}", bytes / size))
+}
+
+/// `true` or `false`.
+pub(super) fn switch(text: &str) -> Parsed<bool> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err("true or false".into()),
+    }
+}
+
+/// Addresses to bind: one or more, separated by commas; `localhost` is both loopbacks.
+pub(super) fn hosts(text: &str) -> Parsed<Vec<IpAddr>> {
+    let mut hosts = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let bare = part.strip_prefix('[').and_then(|part| part.strip_suffix(']')).unwrap_or(part);
+        let found = match bare.parse() {
+            Ok(address) => vec![address],
+            Err(_) if bare == "localhost" => loopback(),
+            Err(_) => {
+                let allowed = "IP addresses separated by commas, or localhost (0.0.0.0 or :: for \
+                               every interface)";
+                return Err(allowed.into());
+            }
+        };
+        for address in found {
+            if !hosts.contains(&address) {
+                hosts.push(address);
+            }
+        }
+    }
+    Ok(hosts)
+}
+
+/// Both loopback addresses.
+pub(super) fn loopback() -> Vec<IpAddr> {
+    vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+}
+
+/// A path that is not empty.
+pub(super) fn path(text: &str) -> Parsed<std::path::PathBuf> {
+    if text.is_empty() { Err("a path".into()) } else { Ok(text.into()) }
+}
+
+/// Items joined by `separator`.
+pub(super) fn join<T: ToString>(items: &[T], separator: &str) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
+}
+
+/// The candidate that `name` was most likely meant to be, if one is close.
+pub(crate) fn nearest<'a>(
+    name: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let scored = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate));
+    let (distance, best) = scored.min()?;
+    (distance <= best.len().div_ceil(3)).then_some(best)
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.chars().take(128).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, right) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(left != *right);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

