@@ -100,5 +100,7 @@ impl Runner for FakeRunner {
         Ok(())
     }
 
-    fn install(&mut self, _lane: LaneId, _model: LoadedModel) {}
+    fn install(&mut self, _lane: LaneId, _model: LoadedModel) -> Result<(), StepError> {
+        Ok(())
+    }
 }

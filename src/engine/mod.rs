@@ -6,6 +6,7 @@ pub mod fake;
 pub mod model_runner;
 pub mod residency;
 pub mod runner;
+pub mod start;
 pub mod warmup;
 
 #[cfg(test)]
@@ -223,7 +224,9 @@ impl Engine {
 
     fn install(&mut self) {
         while let Ok((lane, model)) = self.links.installs.try_recv() {
-            self.runner.install(lane, model);
+            if let Err(error) = self.runner.install(lane, model) {
+                tracing::error!(%lane, %error, "model cannot be installed");
+            }
         }
     }
 

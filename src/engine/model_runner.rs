@@ -43,8 +43,7 @@ struct Lane {
 }
 
 impl ModelRunner {
-    /// A runner for `lanes` lanes, with `pages` super-pages of `page_bytes` each for KV blocks and
-    /// a workspace that fits the largest program.
+    /// A runner for `lanes` lanes, with `pages` super-pages of `page_bytes` each for KV blocks.
     ///
     /// # Errors
     /// The system refuses the memory.
@@ -52,12 +51,11 @@ impl ModelRunner {
         executor: Executor,
         lanes: usize,
         (pages, page_bytes): (u32, usize),
-        workspace_bytes: usize,
     ) -> io::Result<Self> {
         let memory = Memory {
             kv: Region::new(pages as usize * page_bytes)?,
             page_bytes,
-            workspace: Region::new(workspace_bytes)?,
+            workspace: Region::new(0)?,
         };
         Ok(Self {
             executor,
@@ -128,8 +126,16 @@ impl Runner for ModelRunner {
         Ok(())
     }
 
-    fn install(&mut self, lane: LaneId, model: LoadedModel) {
+    /// All programs share one workspace, for one step runs at a time: it has the size of the
+    /// largest.
+    fn install(&mut self, lane: LaneId, model: LoadedModel) -> Result<(), StepError> {
+        let bytes = model.program.workspace_bytes;
+        if bytes > self.memory.workspace.len() {
+            let grown = Region::new(bytes);
+            self.memory.workspace = grown.map_err(|error| StepError::step(error.to_string()))?;
+        }
         self.lanes[lane.0 as usize].model = Some(model);
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use crate::arch::{self, Capacity, Description, Outline};
 use crate::kernels::ops::Program;
 use crate::store::ModelFiles;
+use crate::store::gguf::Header;
 use crate::weights::{LoadError, Weights};
 
 /// A model's files, opened, and what they say: enough to plan memory, nothing loaded yet.
@@ -64,6 +65,11 @@ impl OpenedModel {
     /// Bytes of its tensors in the file.
     pub fn weight_bytes(&self) -> u64 {
         self.opened.weights.bytes()
+    }
+
+    /// Its header, if it is a GGUF file.
+    pub fn gguf(&self) -> Option<&Header> {
+        self.opened.weights.gguf()
     }
 
     /// Reads and packs the weights.

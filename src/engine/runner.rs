@@ -22,7 +22,10 @@ pub trait Runner: Send {
     fn collect(&mut self, slot: SlotId, outcome: &mut Outcome) -> Result<(), StepError>;
 
     /// Makes a model runnable in its lane.
-    fn install(&mut self, lane: LaneId, model: LoadedModel);
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    fn install(&mut self, lane: LaneId, model: LoadedModel) -> Result<(), StepError>;
 }
 
 /// A step that failed.

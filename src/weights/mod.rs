@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::kernels::ops::Vector;
-use crate::kernels::packed::Packed;
+use crate::kernels::packed::{Encoding, Packed};
 use crate::store::HeaderError;
 use crate::store::gguf::{self, GgmlType, Header};
 use crate::store::safetensors::{self, DType};
@@ -150,23 +150,18 @@ impl Weights {
         let found = self.find_parts(parts, columns)?;
         let rows = found.iter().map(|tensor| tensor.rows).sum();
         let kind = found[0].kind;
-        let native = matches!(kind, GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q8_0);
         let same = found.iter().all(|tensor| tensor.kind == kind);
-        if !(native && same && columns % 32 == 0) {
-            let values = self.stack_f32(parts, &found)?;
-            return Ok(Arc::new(Packed::from_f32(rows, columns, &values)));
-        }
-        let mut blocks = Vec::with_capacity(found.iter().map(|tensor| tensor.bytes).sum());
-        for (part, tensor) in parts.iter().zip(&found) {
-            let data = self.read(&part.tensor, tensor)?;
-            reorder(&data, tensor.rows, part.order, &mut blocks)?;
-        }
-        let packed = match kind {
-            GgmlType::Q4_0 => Packed::from_q4_0(rows, columns, &blocks),
-            GgmlType::Q4_1 => Packed::from_q4_1(rows, columns, &blocks),
-            _ => Packed::from_q8_0(rows, columns, &blocks),
+        let packed = match encoding(kind).filter(|_| same) {
+            Some(encoding) => {
+                let data = self.read_parts(parts, &found)?;
+                let slices = in_order(parts, &found, &data)?;
+                Packed::from_rows(rows, columns, encoding, |row| slices[row])
+            }
+            None => Packed::from_f32(rows, columns, &self.stack_f32(parts, &found)?),
         };
-        Ok(Arc::new(packed))
+        packed.map(Arc::new).map_err(|error| {
+            LoadError::Shape(format!("tensor '{}' cannot be packed: {error}", parts[0].tensor))
+        })
     }
 
     /// A matrix as plain f32 rows.
@@ -198,14 +193,18 @@ impl Weights {
     }
 
     fn stack_f32(&self, parts: &[Part], found: &[Found]) -> Result<Vec<f32>, LoadError> {
+        let data = self.read_parts(parts, found)?;
+        let mut slices = in_order(parts, found, &data)?.into_iter();
         let mut values = Vec::new();
         for (part, tensor) in parts.iter().zip(found) {
-            let data = self.read(&part.tensor, tensor)?;
-            let mut ordered = Vec::with_capacity(data.len());
-            reorder(&data, tensor.rows, part.order, &mut ordered)?;
-            values.extend(dequantize::to_f32(&part.tensor, tensor.kind, &ordered)?);
+            let rows: Vec<&[u8]> = slices.by_ref().take(tensor.rows).collect();
+            values.extend(dequantize::to_f32(&part.tensor, tensor.kind, &rows.concat())?);
         }
         Ok(values)
+    }
+
+    fn read_parts(&self, parts: &[Part], found: &[Found]) -> Result<Vec<Vec<u8>>, LoadError> {
+        parts.iter().zip(found).map(|(part, tensor)| self.read(&part.tensor, tensor)).collect()
     }
 
     fn find_parts(&self, parts: &[Part], columns: usize) -> Result<Vec<Found>, LoadError> {
@@ -275,31 +274,48 @@ where
     Ok(parts?.into_iter().flatten().collect())
 }
 
-/// Appends `rows` rows of equal size to `out` in the order that kernels want.
-fn reorder(
-    data: &[u8],
-    rows: usize,
-    order: RowOrder,
-    out: &mut Vec<u8>,
-) -> Result<(), LoadError> {
-    let RowOrder::Interleaved { head_dim } = order else {
-        out.extend_from_slice(data);
-        return Ok(());
-    };
-    if head_dim == 0 || head_dim % 2 != 0 || rows % head_dim != 0 {
-        let message = format!("{rows} rows cannot be split into heads of {head_dim}");
-        return Err(LoadError::Shape(message));
-    }
-    let stride = data.len() / rows;
-    for head in 0..rows / head_dim {
-        for half in 0..2 {
-            for pair in 0..head_dim / 2 {
-                let row = head * head_dim + 2 * pair + half;
-                out.extend_from_slice(&data[row * stride..(row + 1) * stride]);
-            }
+/// The rows of all parts in the order that kernels want.
+fn in_order<'d>(
+    parts: &[Part],
+    found: &[Found],
+    data: &'d [Vec<u8>],
+) -> Result<Vec<&'d [u8]>, LoadError> {
+    let mut rows = Vec::with_capacity(found.iter().map(|tensor| tensor.rows).sum());
+    for ((part, tensor), data) in parts.iter().zip(found).zip(data) {
+        let stride = data.len() / tensor.rows;
+        for row in 0..tensor.rows {
+            let from = part.order.stored(row, tensor.rows)?;
+            rows.push(&data[from * stride..(from + 1) * stride]);
         }
     }
-    Ok(())
+    Ok(rows)
+}
+
+impl RowOrder {
+    /// Where the file has row `row` of `rows`.
+    fn stored(self, row: usize, rows: usize) -> Result<usize, LoadError> {
+        let RowOrder::Interleaved { head_dim } = self else { return Ok(row) };
+        if head_dim == 0 || head_dim % 2 != 0 || rows % head_dim != 0 {
+            let message = format!("{rows} rows cannot be split into heads of {head_dim}");
+            return Err(LoadError::Shape(message));
+        }
+        let (head, within) = (row / head_dim, row % head_dim);
+        let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
+        Ok(head * head_dim + 2 * pair + half)
+    }
+}
+
+/// How the kernels' packer names a format; none for formats without a kernel.
+fn encoding(kind: GgmlType) -> Option<Encoding> {
+    match kind {
+        GgmlType::F32 => Some(Encoding::F32),
+        GgmlType::F16 => Some(Encoding::F16),
+        GgmlType::BF16 => Some(Encoding::Bf16),
+        GgmlType::Q4_0 => Some(Encoding::Q4Zero),
+        GgmlType::Q4_1 => Some(Encoding::Q4One),
+        GgmlType::Q8_0 => Some(Encoding::Q8Zero),
+        _ => None,
+    }
 }
 
 fn missing(name: &str) -> LoadError {
@@ -321,12 +337,12 @@ mod tests {
 
     #[test]
     fn interleaved_rows_are_put_apart() {
-        // Two heads of four rows: the file has 0 2 1 3 of each head's halves interleaved.
-        let data: Vec<u8> = vec![0, 2, 1, 3, 4, 6, 5, 7];
-        let mut out = Vec::new();
-        reorder(&data, 8, RowOrder::Interleaved { head_dim: 4 }, &mut out).unwrap();
-        assert_eq!(out, [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert!(reorder(&data, 8, RowOrder::Interleaved { head_dim: 3 }, &mut out).is_err());
+        // Two heads of four rows: the file holds the halves of each head side by side.
+        let order = RowOrder::Interleaved { head_dim: 4 };
+        let stored: Vec<usize> = (0..8).map(|row| order.stored(row, 8).unwrap()).collect();
+        assert_eq!(stored, [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert!(RowOrder::Interleaved { head_dim: 3 }.stored(0, 8).is_err());
+        assert_eq!(RowOrder::Plain.stored(5, 8).unwrap(), 5);
     }
 
     #[test]

@@ -44,9 +44,8 @@ impl Bench {
         let page_bytes = budget::page_bytes(&kvs);
         let config = budget::lane_config(&lane, &wish, page_bytes, (Micros(1), Micros(1)));
         let executor = Executor::new(Team::new(threads).unwrap(), set);
-        let workspace = loaded.program.workspace_bytes;
-        let mut runner = ModelRunner::new(executor, 1, (4096, page_bytes), workspace).unwrap();
-        runner.install(LaneId(0), loaded);
+        let mut runner = ModelRunner::new(executor, 1, (4096, page_bytes)).unwrap();
+        runner.install(LaneId(0), loaded).unwrap();
         Self { runner, config, step: Step::default(), outcome: Outcome::default() }
     }
 

@@ -129,12 +129,10 @@ impl Server {
     fn address(&self, listener: &str) -> String {
         let find = || {
             let log = self.log.lock().unwrap();
-            let lines = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let mut fields = lines.map(|line| line["fields"].clone());
-            let found = fields.find(|fields| {
-                fields["message"] == "listening" && fields["listener"] == listener
-            });
-            found.and_then(|fields| fields["address"].as_str().map(str::to_owned))
+            let mut lines = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let found = lines
+                .find(|line| line["message"] == "listening" && line["listener"] == listener);
+            found.and_then(|line| line["address"].as_str().map(str::to_owned))
         };
         self.wait_until("listening", START_MAX, || find().is_some());
         find().unwrap()

@@ -1,0 +1,335 @@
+//! From manifests to an engine that is ready to run: fetch, open, plan memory, load, warm up.
+//! Knows models and the device; who asks for it and who listens is `serve.rs`'s business.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::arch::{Capacity, Outline};
+use crate::catalog::{Catalog, Model};
+use crate::config::Config;
+use crate::config::manifest::Manifest;
+use crate::device::memory;
+use crate::device::threads::Team;
+use crate::engine::Install;
+use crate::engine::budget::{self, Ledger, Pages, Wish};
+use crate::engine::model_runner::ModelRunner;
+use crate::engine::residency::{self, LoadedModel, OpenedModel};
+use crate::engine::runner::{Runner, StepError};
+use crate::engine::warmup;
+use crate::kernels::execute::{Executor, SetKind};
+use crate::model::ModelState;
+use crate::request::{LaneId, Micros};
+use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
+use crate::store::error::StoreError;
+use crate::store::fetch::ensure;
+use crate::store::progress::Progress;
+use crate::store::ModelFiles;
+use crate::telemetry::Telemetry;
+use crate::text::ModelText;
+use crate::weights::LoadError;
+
+/// Execution slots of a CPU, and uncommitted steps a slot: it computes while it is asked.
+pub const CPU_SLOTS: (u8, u8) = (1, 1);
+
+/// What a step of a model that has never run is taken to cost.
+const COST_GUESS: (Micros, Micros) = (Micros(2_000), Micros(200));
+
+/// How fast a model is expected to come: a slow package registry, for `Retry-After`.
+const FETCH_BYTES_A_SECOND: u64 = 20 << 20;
+
+/// What starting needs.
+#[derive(Debug, Clone)]
+pub struct Startup {
+    /// Frozen.
+    pub config: Arc<Config>,
+    /// Gets texts and states.
+    pub catalog: Arc<Catalog>,
+    /// Gets times.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// An engine's parts, ready to run, and the models that come later.
+pub struct Started {
+    /// Knows all lanes.
+    pub scheduler: Scheduler,
+    /// Has the models that were marked `preload`.
+    pub runner: Box<dyn Runner>,
+    /// The others: opened, not loaded.
+    pub later: Vec<Later>,
+}
+
+/// A model that is loaded while others serve.
+pub struct Later {
+    lane: LaneId,
+    opened: OpenedModel,
+    capacity: Capacity,
+}
+
+/// Why there is nothing to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Files are missing.
+    #[error(transparent)]
+    Fetch(#[from] StoreError),
+    /// A model cannot be used.
+    #[error("model '{model}': {source}")]
+    Load {
+        /// Its name.
+        model: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// A model's tokenizer or template cannot be used.
+    #[error("model '{model}': {what}")]
+    Text {
+        /// Its name.
+        model: String,
+        /// Why.
+        what: String,
+    },
+    /// A model fails its first step.
+    #[error("model '{model}' cannot run: {source}")]
+    WarmUp {
+        /// Its name.
+        model: String,
+        /// Why.
+        source: StepError,
+    },
+    /// The models do not fit.
+    #[error("{0}")]
+    Memory(String),
+    /// The system refuses threads or memory.
+    #[error("the device cannot be opened: {0}")]
+    Device(#[from] std::io::Error),
+}
+
+/// One lane on its way.
+struct Opening {
+    opened: OpenedModel,
+    wish: Wish,
+    lane: (Outline, Capacity),
+    preload: bool,
+}
+
+impl Startup {
+    /// Does it all; takes seconds, and minutes when models must be fetched.
+    ///
+    /// # Errors
+    /// The first thing that keeps the server from serving what it was told to.
+    pub fn start(&self, progress: &Progress) -> Result<Started, StartError> {
+        let files = self.fetch(progress)?;
+        let mut lanes = Vec::new();
+        for ((manifest, model), files) in self.models().zip(&files) {
+            lanes.push(self.open(manifest, model, files)?);
+        }
+        let loaded = self.load(&lanes)?;
+        let pages = self.cut_memory(&lanes, &loaded)?;
+        let (scheduler, runner) = self.assemble(&lanes, loaded, pages)?;
+        let later = lanes.into_iter().enumerate().filter(|(_, lane)| !lane.preload);
+        let later = later.map(|(index, lane)| Later {
+            lane: LaneId(index as u16),
+            opened: lane.opened,
+            capacity: lane.lane.1,
+        });
+        Ok(Started { scheduler, runner: Box::new(runner), later: later.collect() })
+    }
+
+    /// Loads what was left for later; `install` brings each into the running engine.
+    pub fn load_later(&self, later: Vec<Later>, install: &std::sync::mpsc::Sender<Install>) {
+        for Later { lane, opened, capacity } in later {
+            let model = self.catalog.lane(lane);
+            match self.timed_load(model, &opened, capacity) {
+                Ok(loaded) if install.send((lane, loaded)).is_ok() => {
+                    model.set_state(ModelState::Ready);
+                }
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::error!(model = model.name, %error, "model cannot be loaded");
+                    model.set_state(ModelState::Failed);
+                }
+            }
+        }
+    }
+
+    fn models(&self) -> impl Iterator<Item = (&Manifest, &Model)> {
+        self.config.manifests.iter().zip(self.catalog.models())
+    }
+
+    /// All files of all models, fetched side by side.
+    fn fetch(&self, progress: &Progress) -> Result<Vec<ModelFiles>, StoreError> {
+        let fetch = |manifest: &Manifest, model: &Model| {
+            model.set_state(ModelState::Fetching);
+            let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
+            model.set_eta(Duration::from_secs(2 + bytes / FETCH_BYTES_A_SECOND));
+            let started = Instant::now();
+            let files = ensure(manifest, &self.config.models, progress)?;
+            self.telemetry.stage_finished(model.lane, "fetch", started.elapsed());
+            Ok(files)
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = self
+                .models()
+                .map(|(manifest, model)| scope.spawn(move || fetch(manifest, model)))
+                .collect();
+            let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            workers.into_iter().map(join).collect()
+        })
+    }
+
+    /// Reads the header and the tokenizer: from then on requests can be checked and queued.
+    fn open(
+        &self,
+        manifest: &Manifest,
+        model: &Model,
+        files: &ModelFiles,
+    ) -> Result<Opening, StartError> {
+        let name = || model.name.clone();
+        model.set_state(ModelState::Loading);
+        let opened = residency::open(files)
+            .map_err(|source| StartError::Load { model: name(), source })?;
+        if opened.outline.task != model.task {
+            let (says, is) = (model.task.as_str(), opened.outline.task.as_str());
+            let what = format!("its manifest says task '{says}', its files are for '{is}'");
+            return Err(StartError::Text { model: name(), what });
+        }
+        let wish = Wish {
+            name: name(),
+            weight: manifest.weight,
+            context: manifest.limits.context,
+            seats: manifest.limits.seats,
+            weight_bytes: opened.weight_bytes(),
+        };
+        let capacity = budget::capacity(&opened.outline, &wish);
+        let text = read_text(&opened, files)
+            .map_err(|what| StartError::Text { model: name(), what })?;
+        model.set_text(text, capacity.context as u32);
+        let lane = (opened.outline, capacity);
+        Ok(Opening { opened, wish, lane, preload: manifest.preload })
+    }
+
+    /// The programs of the models that are wanted at once; none for the others.
+    fn load(&self, lanes: &[Opening]) -> Result<Vec<Option<LoadedModel>>, StartError> {
+        let mut loaded = Vec::new();
+        for (lane, model) in lanes.iter().zip(self.catalog.models()) {
+            let load = || {
+                self.timed_load(model, &lane.opened, lane.lane.1)
+                    .map_err(|source| StartError::Load { model: model.name.clone(), source })
+            };
+            loaded.push(if lane.preload { Some(load()?) } else { None });
+        }
+        Ok(loaded)
+    }
+
+    fn timed_load(
+        &self,
+        model: &Model,
+        opened: &OpenedModel,
+        capacity: Capacity,
+    ) -> Result<LoadedModel, LoadError> {
+        let started = Instant::now();
+        let loaded = opened.load(capacity)?;
+        let elapsed = started.elapsed();
+        self.telemetry.stage_finished(model.lane, "load", elapsed);
+        tracing::info!(
+            model = model.name,
+            milliseconds = elapsed.as_millis() as u64,
+            weights = budget::mib(opened.weight_bytes()),
+            context = capacity.context,
+            "model loaded"
+        );
+        Ok(loaded)
+    }
+
+    /// Decides what memory is for, once.
+    fn cut_memory(
+        &self,
+        lanes: &[Opening],
+        loaded: &[Option<LoadedModel>],
+    ) -> Result<Pages, StartError> {
+        let total = memory::total().unwrap_or(u64::MAX);
+        let available = memory::available().unwrap_or(u64::MAX);
+        let limit = self.config.device.memory_limit;
+        let workspaces = loaded.iter().flatten().map(|model| model.program.workspace_bytes as u64);
+        let weights = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
+        let by_default = (total / 10 * 9).min((available + weights).saturating_sub(512 << 20));
+        let mut ledger = Ledger {
+            weights,
+            kv: 0,
+            workspace: workspaces.max().unwrap_or(0),
+            limit: limit.unwrap_or(by_default),
+        };
+        let shapes: Vec<_> = lanes.iter().map(|lane| lane.lane).collect();
+        let pages = budget::pages(&shapes, self.config.scheduler.kv_bytes, ledger)
+            .map_err(StartError::Memory)?;
+        ledger.kv = u64::from(pages.count) * pages.page_bytes as u64;
+        let Ledger { weights, kv, workspace, limit } = ledger;
+        self.telemetry.memory(weights, kv, workspace, limit);
+        Ok(pages)
+    }
+
+    /// Opens the device, installs the models and runs their first steps.
+    fn assemble(
+        &self,
+        lanes: &[Opening],
+        loaded: Vec<Option<LoadedModel>>,
+        pages: Pages,
+    ) -> Result<(Scheduler, ModelRunner), StartError> {
+        let threads = self.config.cpu.threads.unwrap_or_else(crate::device::cpu::threads_available);
+        let set = SetKind::detect();
+        tracing::info!(threads, kernels = ?set, "device opened");
+        let executor = Executor::new(Team::new(threads)?, set);
+        let mut runner =
+            ModelRunner::new(executor, lanes.len(), (pages.count, pages.page_bytes))?;
+        let mut configs = Vec::new();
+        for ((opening, model), loaded) in lanes.iter().zip(self.catalog.models()).zip(loaded) {
+            let Opening { lane, wish, .. } = opening;
+            let mut config = budget::lane_config(lane, wish, pages.page_bytes, COST_GUESS);
+            if let Some(loaded) = loaded {
+                let installed = runner.install(model.lane, loaded);
+                installed.map_err(|error| StartError::Memory(error.to_string()))?;
+                config.cost = self.warm_up(&mut runner, model, &config)?;
+                model.set_state(ModelState::Ready);
+            }
+            configs.push(config);
+        }
+        let config = SchedulerConfig {
+            step_target: Micros(self.config.scheduler.step_target.as_micros() as u64),
+            slots: CPU_SLOTS.0,
+            depth: CPU_SLOTS.1,
+            kv_pages: pages.count,
+        };
+        Ok((Scheduler::new(config, configs), runner))
+    }
+
+    fn warm_up(
+        &self,
+        runner: &mut ModelRunner,
+        model: &Model,
+        config: &LaneConfig,
+    ) -> Result<(Micros, Micros), StartError> {
+        let started = Instant::now();
+        let cost = warmup::measure(runner, model.lane, config)
+            .map_err(|source| StartError::WarmUp { model: model.name.clone(), source })?;
+        let elapsed = started.elapsed();
+        self.telemetry.stage_finished(model.lane, "warm", elapsed);
+        self.telemetry.load_finished(model.lane, Micros(elapsed.as_micros() as u64));
+        let kind = if matches!(config.kind, LaneKind::Encode) { "encode" } else { "generate" };
+        let (fixed, row) = (cost.0.0, cost.1.0);
+        tracing::debug!(model = model.name, kind, fixed, row, "first step cost in microseconds");
+        Ok(cost)
+    }
+}
+
+/// Tokenizer, template and stop tokens, from wherever this model keeps them.
+fn read_text(opened: &OpenedModel, files: &ModelFiles) -> Result<ModelText, String> {
+    if let Some(header) = opened.gguf() {
+        return ModelText::from_gguf(header).map_err(|error| error.to_string());
+    }
+    let Some(path) = files.path("tokenizer.json") else {
+        return Err("its manifest has no file 'tokenizer.json'".into());
+    };
+    let json = std::fs::read(path).map_err(|error| format!("tokenizer.json: {error}"))?;
+    ModelText::from_hf(&json).map_err(|error| error.to_string())
+}
