@@ -1,23 +1,61 @@
 //! What happens, counted: call sites say what happened, `metrics.rs` knows the names, `cost.rs`
 //! knows the money. Never waits for the device.
 
+mod cost;
+mod exposition;
+mod histogram;
+mod metrics;
+mod outcome;
+mod published;
+mod series;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::error::ErrorKind;
-use crate::model::ModelTask;
+use crate::model::{ModelState, ModelTask};
 use crate::request::{LaneId, Micros, TenantId};
 use crate::scheduler::Load;
 use crate::scheduler::step::StepKind;
+use cost::{Ledger, Nanos, Price, Waste};
+use published::Published;
+use series::Series;
 
-/// All measurements of one server.
+/// All measurements of one server. Nothing here waits: an event is a few atomic operations.
 #[derive(Debug)]
 pub struct Telemetry {
-    started: Instant,
+    clock: Clock,
+    /// Model names by lane, and tenant names by id; the last tenant is everybody else.
+    models: Vec<String>,
+    tenants: Vec<String>,
+    series: Series,
+    ledger: Ledger,
+    price: Option<Price>,
+    published: Published,
+    /// The phase, an index of `metrics::PHASES`.
+    phase: AtomicU8,
+    /// One more than the last finished stage of each model's load.
+    stages: Vec<AtomicU8>,
+    /// Whether a counter has changed since the last render.
+    changed: AtomicBool,
+    scrapes: tokio::sync::watch::Sender<u64>,
 }
 
+/// Time since the server started: what every `Micros` of a request counts from.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Instant);
+
+/// Work holds the device until this is dropped: until then the time is not idle, whoever is
+/// charged for it in the end. Report what was done first, then drop it.
+#[derive(Debug)]
+#[must_use = "the device counts as held until this is dropped"]
+pub struct Occupied<'a>(&'a Ledger);
+
 /// What is known when the server starts; every series exists from then on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Setup {
     /// Model names and tasks, by lane.
     pub models: Vec<(String, ModelTask)>,
@@ -29,6 +67,12 @@ pub struct Setup {
     pub config_hash: String,
     /// Name of the device.
     pub device_name: String,
+    /// Its UUID; empty on a CPU.
+    pub device_uuid: String,
+    /// Its MIG profile; empty without one.
+    pub device_mig: String,
+    /// Names of the tenants 1, 2, ...; tenant 0 is the anonymous one.
+    pub tenants: Vec<String>,
 }
 
 /// How a request ended.
@@ -42,7 +86,7 @@ pub enum Ended {
     Failed(ErrorKind),
 }
 
-/// Why a request was not admitted.
+/// Why a request was not admitted; an index of `metrics::REJECTIONS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rejection {
     /// Too many waiting requests or tokens.
@@ -112,67 +156,324 @@ pub struct Snapshot {
     pub in_flight: u32,
 }
 
-#[expect(unused_variables, clippy::unused_self, reason = "skeleton")]
 impl Telemetry {
-    /// Creates every series.
+    /// Creates every series. Time counts from here on, also the device's wall time.
     pub fn new(setup: Setup) -> Arc<Self> {
-        Arc::new(Self { started: Instant::now() })
+        let mut tenants = vec![metrics::ANONYMOUS.to_owned()];
+        tenants.extend(setup.tenants.iter().cloned());
+        tenants.push(metrics::UNKNOWN.to_owned());
+        let lanes = setup.models.len();
+        Arc::new(Self {
+            clock: Clock(Instant::now()),
+            series: Series::new(&setup, &tenants),
+            ledger: Ledger::new(lanes, tenants.len()),
+            price: setup.device_hourly_usd.map(|usd| Price::new(usd, setup.device_share)),
+            published: Published::new(lanes),
+            models: setup.models.into_iter().map(|(name, _)| name).collect(),
+            tenants,
+            phase: AtomicU8::new(0),
+            stages: (0..lanes).map(|_| AtomicU8::new(0)).collect(),
+            changed: AtomicBool::new(false),
+            scrapes: tokio::sync::watch::Sender::new(0),
+        })
     }
 
     /// Time since start.
     pub fn now(&self) -> Micros {
-        Micros(self.started.elapsed().as_micros() as u64)
+        self.clock.now()
+    }
+
+    /// The clock alone, for those who measure and have nothing to report.
+    pub fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// A request was refused before it was admitted.
-    pub fn rejected(&self, lane: Option<LaneId>, reason: Rejection) {}
+    pub fn rejected(&self, lane: Option<LaneId>, reason: Rejection) {
+        self.requests(lane).rejected[reason as usize].increment(1);
+        self.changed();
+    }
 
     /// A request of `tokens` prompt tokens went into the inbox.
-    pub fn submitted(&self, tokens: u64) {}
+    pub fn submitted(&self, tokens: u64) {
+        self.published.inbox(1, tokens as i64);
+    }
 
     /// The engine took requests with `tokens` prompt tokens out of the inbox.
-    pub fn received(&self, requests: u32, tokens: u64) {}
+    pub fn received(&self, requests: u32, tokens: u64) {
+        self.published.inbox(-i64::from(requests), -(tokens as i64));
+    }
 
-    /// A request was accepted (`+1`) or fully answered (`-1`).
-    pub fn in_flight(&self, change: i32) {}
+    /// A request was accepted (`+1`) or fully answered (`-1`). Called by `lifecycle::InFlight`
+    /// and by nobody else.
+    pub fn in_flight(&self, change: i32) {
+        self.published.in_flight(i64::from(change));
+    }
 
     /// A request is over, answered or not; called once for every HTTP request of the API.
-    pub fn request_finished(&self, report: &RequestReport) {}
+    pub fn request_finished(&self, report: &RequestReport) {
+        let outcome = report.ended.outcome();
+        self.requests(report.lane).ended[report.task as usize][outcome as usize].increment(1);
+        let usage = &report.usage;
+        let [prompt, cached, generated] =
+            [usage.prompt_tokens, usage.cached_tokens, usage.generated_tokens].map(u64::from);
+        if let Some(model) = self.model(report.lane) {
+            if outcome.was_worked_on() {
+                model.duration.record(report.duration.as_secs_f64());
+            }
+            model.prompt_tokens.increment(prompt);
+            model.cached_tokens.increment(cached);
+            model.generated_tokens.increment(generated);
+        }
+        let tenant = (report.tenant.0 as usize).min(self.tenants.len() - 1);
+        let tenant = &self.series.tenants[tenant];
+        tenant.requests[outcome as usize].increment(1);
+        let disjoint = [prompt.saturating_sub(cached), cached, generated];
+        for (counter, tokens) in tenant.tokens.iter().zip(disjoint) {
+            counter.increment(tokens);
+        }
+        self.changed();
+    }
 
     /// A request got its first rows after waiting this long.
-    pub fn scheduled(&self, lane: LaneId, waited: Micros) {}
+    pub fn scheduled(&self, lane: LaneId, waited: Micros) {
+        if let Some(model) = self.model(Some(lane)) {
+            model.queue_wait.record(waited.as_seconds());
+        }
+    }
 
     /// A request's first token came this long after it arrived.
-    pub fn first_token(&self, lane: LaneId, after: Micros) {}
+    pub fn first_token(&self, lane: LaneId, after: Micros) {
+        if let Some(model) = self.model(Some(lane)) {
+            model.first_token.record(after.as_seconds());
+        }
+    }
 
     /// A later token came this long after the one before.
-    pub fn next_token(&self, lane: LaneId, after: Micros) {}
+    pub fn next_token(&self, lane: LaneId, after: Micros) {
+        if let Some(model) = self.model(Some(lane)) {
+            model.token_gap.record(after.as_seconds());
+        }
+    }
 
-    /// A step finished.
-    pub fn step_finished(&self, report: &StepReport) {}
+    /// A step or a load takes the device. Without this a scrape in the middle of it would book
+    /// the time as idle, and the charge that follows would be cut by as much.
+    pub fn occupy(&self) -> Occupied<'_> {
+        self.ledger.open(self.nanos());
+        Occupied(&self.ledger)
+    }
+
+    /// A step finished, all its rows the anonymous tenant's.
+    pub fn step_finished(&self, report: &StepReport) {
+        self.step_finished_for(report, &[(TenantId(0), report.rows)]);
+    }
+
+    /// A step finished; `rows` says how many of its rows each tenant had.
+    pub fn step_finished_for(&self, report: &StepReport, rows: &[(TenantId, u32)]) {
+        let lane = report.lane;
+        let charged = self.ledger.step(lane, nanos(report.busy), rows, self.nanos());
+        self.ledger.work(lane, nanos(report.work));
+        let cancelled = nanos(report.wasted_cancelled).min(charged);
+        self.ledger.waste(lane, Waste::Cancelled, cancelled);
+        let preempted = nanos(report.wasted_preempted).min(charged - cancelled);
+        self.ledger.waste(lane, Waste::Preempted, preempted);
+        if let Some(model) = self.model(Some(lane)) {
+            let step = &model.steps[report.kind as usize];
+            step.duration.record(report.elapsed.as_seconds());
+            step.rows.record(f64::from(report.spans));
+            step.tokens.record(f64::from(report.rows));
+        }
+        self.changed();
+    }
+
+    /// Device time already charged to steps went into answers that a drain cut off.
+    pub fn cut_off(&self, lane: LaneId, busy: Micros) {
+        self.ledger.waste(lane, Waste::Cut, nanos(busy));
+    }
 
     /// Device time went into loading or warming up a model.
-    pub fn load_finished(&self, lane: LaneId, elapsed: Micros) {}
+    pub fn load_finished(&self, lane: LaneId, elapsed: Micros) {
+        self.ledger.load(lane, nanos(elapsed), self.nanos());
+        self.changed();
+    }
 
-    /// A stage of a model's start took this long: `fetch`, `verify`, `load` or `warm`.
-    pub fn stage_finished(&self, lane: LaneId, stage: &'static str, elapsed: Duration) {}
+    /// A stage of a model's start took this long: `fetch`, `verify`, `load` or `warm`, in this
+    /// order; an earlier stage than the last begins a new load.
+    pub fn stage_finished(&self, lane: LaneId, stage: &'static str, elapsed: Duration) {
+        let Some(stage) = index_of(&metrics::STAGES, stage) else { return };
+        let Some(model) = self.model(Some(lane)) else { return };
+        let last = self.stages[lane.0 as usize].swap(stage as u8 + 1, Ordering::Relaxed);
+        match stage as u8 + 1 > last {
+            true => model.load.increment(elapsed),
+            false => model.load.set(elapsed),
+        }
+        if self.phase.load(Ordering::Relaxed) == 0 {
+            self.series.start[stage].increment(elapsed);
+        }
+    }
+
+    /// A model came into this state.
+    pub fn model_state(&self, lane: LaneId, state: ModelState) {
+        if let Some(model) = self.model(Some(lane)) {
+            select(&model.states, state as usize);
+        }
+    }
 
     /// A step failed; `kind` is `panic`, `step` or `fatal`.
-    pub fn device_error(&self, kind: &'static str) {}
+    pub fn device_error(&self, kind: &'static str) {
+        if let Some(kind) = index_of(&metrics::DEVICE_ERRORS, kind) {
+            self.series.errors[kind].increment(1);
+        }
+        self.changed();
+    }
 
-    /// The engine publishes what the scheduler holds, after every turn.
-    pub fn publish(&self, load: &Load) {}
+    /// The process came into the phase with this label.
+    pub fn phase_entered(&self, phase: &'static str) {
+        if let Some(phase) = index_of(&metrics::PHASES, phase) {
+            self.phase.store(phase as u8, Ordering::Relaxed);
+            select(&self.series.phases, phase);
+        }
+    }
+
+    /// The process will be gone after this time.
+    pub fn drain_deadline(&self, remaining: Duration) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.series.drain_deadline.set(now + remaining);
+    }
+
+    /// A request ended after the notice to drain: `finished`, `handed_over`, `checkpointed` or
+    /// `cut`.
+    pub fn drained(&self, result: &'static str) {
+        if let Some(result) = index_of(&metrics::DRAINS, result) {
+            self.series.drains[result].increment(1);
+        }
+        self.changed();
+    }
+
+    /// The engine publishes what the scheduler holds, after every turn. Allocates nothing.
+    pub fn publish(&self, load: &Load) {
+        self.published.publish(load);
+    }
 
     /// The last published numbers.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::default()
+        self.published.snapshot()
     }
 
     /// Device memory by use, in bytes: weights, kv, workspace, free; and the limit.
-    pub fn memory(&self, weights: u64, kv: u64, workspace: u64, limit: u64) {}
-
-    /// The text that Prometheus scrapes.
-    pub fn render(&self) -> String {
-        String::new()
+    pub fn memory(&self, weights: u64, kv: u64, workspace: u64, limit: u64) {
+        let free = limit.saturating_sub(weights + kv + workspace);
+        for (gauge, bytes) in self.series.memory.iter().zip([weights, kv, workspace, free]) {
+            gauge.set(bytes as f64);
+        }
+        self.series.memory_limit.set(limit as f64);
     }
+
+    /// Super-pages in the KV region.
+    pub fn kv_limit(&self, pages: u32) {
+        self.series.kv_pages_limit.set(pages);
+    }
+
+    /// How a lane's blocks lie in pages: a group of `layers` pages holds `blocks_per_page`
+    /// blocks. Without it the lane's pages read 0, as an encoder's do.
+    pub fn kv_layout(&self, lane: LaneId, layers: u32, blocks_per_page: u32) {
+        self.published.layout(lane, f64::from(layers) / f64::from(blocks_per_page.max(1)));
+    }
+
+    /// Housekeeping of the metrics crate, to be called every few seconds.
+    pub fn upkeep(&self) {
+        self.series.handle.run_upkeep();
+    }
+
+    /// The text that Prometheus scrapes. Holds no lock that an event takes.
+    pub fn render(&self) -> String {
+        self.changed.store(false, Ordering::SeqCst);
+        self.ledger.settle(self.nanos());
+        self.show_load();
+        let mut page = self.series.handle.render();
+        histogram::write_all(&mut page, &self.series.histograms);
+        self.write_ledger(&mut page);
+        page
+    }
+
+    /// A scraper has got a rendered page.
+    pub fn scraped(&self) {
+        self.scrapes.send_modify(|scrapes| *scrapes += 1);
+    }
+
+    /// Ends when a scraper has seen every counter's last change; at once where nothing has ever
+    /// been scraped, because then nobody will.
+    pub async fn settled(&self) {
+        let mut scrapes = self.scrapes.subscribe();
+        let ever = *scrapes.borrow_and_update() > 0;
+        if ever && self.changed.load(Ordering::SeqCst) {
+            // The sender lives as long as `self`.
+            let _ = scrapes.changed().await;
+        }
+    }
+
+    fn nanos(&self) -> Nanos {
+        self.clock.0.elapsed().as_nanos() as Nanos
+    }
+
+    fn changed(&self) {
+        // A load first: the line stays shared while nobody scrapes.
+        if !self.changed.load(Ordering::Relaxed) {
+            self.changed.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn model(&self, lane: Option<LaneId>) -> Option<&series::ModelSeries> {
+        self.series.models.get(lane?.0 as usize)
+    }
+
+    fn requests(&self, lane: Option<LaneId>) -> &series::RequestSeries {
+        self.model(lane).map_or(&self.series.unknown, |model| &model.requests)
+    }
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            models: Vec::new(),
+            device_hourly_usd: None,
+            device_share: 1.0,
+            config_hash: String::new(),
+            device_name: String::new(),
+            device_uuid: String::new(),
+            device_mig: String::new(),
+            tenants: Vec::new(),
+        }
+    }
+}
+
+impl Clock {
+    /// Time since the server started.
+    pub fn now(self) -> Micros {
+        Micros(self.0.elapsed().as_micros() as u64)
+    }
+}
+
+impl Drop for Occupied<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+fn nanos(time: Micros) -> Nanos {
+    time.0.saturating_mul(1_000)
+}
+
+/// Sets one of `gauges` to 1 and the others to 0.
+fn select(gauges: &[::metrics::Gauge], chosen: usize) {
+    for (index, gauge) in gauges.iter().enumerate() {
+        gauge.set(f64::from(u8::from(index == chosen)));
+    }
+}
+
+/// Where a label value stands; a value that is not in the table is a defect that tests find.
+fn index_of(values: &[&str], value: &str) -> Option<usize> {
+    let index = values.iter().position(|known| *known == value);
+    debug_assert!(index.is_some(), "no such label value: {value}");
+    index
 }

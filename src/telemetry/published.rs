@@ -1,0 +1,123 @@
+//! The scheduler's load as last published: written by the engine after every turn, read by every
+//! request and scrape. Single atomics instead of a lock, so that a reader that is descheduled
+//! never stops the engine; a reader may see two turns mixed, which no decision here minds.
+
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::Snapshot;
+use crate::request::{LaneId, Micros};
+use crate::scheduler::{LaneLoad, Load};
+
+/// The last published numbers.
+#[derive(Debug)]
+pub(super) struct Published {
+    lanes: Vec<PublishedLane>,
+    /// Arrival of the oldest waiting request; `NONE` if nothing waits.
+    oldest: AtomicU64,
+    kv_pages_lent: AtomicU32,
+    kv_usage: AtomicU64,
+    inbox: AtomicI64,
+    inbox_tokens: AtomicI64,
+    in_flight: AtomicI64,
+}
+
+#[derive(Debug, Default)]
+struct PublishedLane {
+    waiting: AtomicU32,
+    waiting_tokens: AtomicU64,
+    waiting_work: AtomicU64,
+    running: AtomicU32,
+    blocks_used: AtomicU32,
+    blocks_cached: AtomicU32,
+    preemptions: AtomicU64,
+    /// Pages that one block takes, as `f64` bits.
+    pages_per_block: AtomicU64,
+}
+
+const NONE: u64 = u64::MAX;
+
+impl Published {
+    /// Nothing waits in any of `lanes`.
+    pub(super) fn new(lanes: usize) -> Self {
+        Self {
+            lanes: (0..lanes).map(|_| PublishedLane::default()).collect(),
+            oldest: AtomicU64::new(NONE),
+            kv_pages_lent: AtomicU32::new(0),
+            kv_usage: AtomicU64::new(0),
+            inbox: AtomicI64::new(0),
+            inbox_tokens: AtomicI64::new(0),
+            in_flight: AtomicI64::new(0),
+        }
+    }
+
+    /// Takes in the scheduler's load.
+    pub(super) fn publish(&self, load: &Load) {
+        for (lane, load) in self.lanes.iter().zip(&load.lanes) {
+            lane.waiting.store(load.waiting, Relaxed);
+            lane.waiting_tokens.store(load.waiting_tokens, Relaxed);
+            lane.waiting_work.store(load.waiting_work.0, Relaxed);
+            lane.running.store(load.running, Relaxed);
+            lane.blocks_used.store(load.blocks_used, Relaxed);
+            lane.blocks_cached.store(load.blocks_cached, Relaxed);
+            lane.preemptions.store(load.preemptions, Relaxed);
+        }
+        self.oldest.store(load.oldest.map_or(NONE, |oldest| oldest.0), Relaxed);
+        self.kv_pages_lent.store(load.kv_pages_lent, Relaxed);
+        self.kv_usage.store(load.kv_usage.to_bits(), Relaxed);
+    }
+
+    /// Requests went into the inbox (positive) or out of it.
+    pub(super) fn inbox(&self, requests: i64, tokens: i64) {
+        self.inbox.fetch_add(requests, Relaxed);
+        self.inbox_tokens.fetch_add(tokens, Relaxed);
+    }
+
+    /// Requests were accepted (positive) or fully answered.
+    pub(super) fn in_flight(&self, change: i64) {
+        self.in_flight.fetch_add(change, Relaxed);
+    }
+
+    /// Sets how many pages a block of the lane takes.
+    pub(super) fn layout(&self, lane: LaneId, pages_per_block: f64) {
+        if let Some(lane) = self.lanes.get(lane.0 as usize) {
+            lane.pages_per_block.store(pages_per_block.to_bits(), Relaxed);
+        }
+    }
+
+    /// Pages that one block of the lane takes.
+    pub(super) fn pages_per_block(&self, lane: usize) -> f64 {
+        f64::from_bits(self.lanes[lane].pages_per_block.load(Relaxed))
+    }
+
+    /// Everything at once.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let oldest = self.oldest.load(Relaxed);
+        let load = Load {
+            lanes: self.lanes.iter().map(PublishedLane::load).collect(),
+            oldest: (oldest != NONE).then_some(Micros(oldest)),
+            kv_pages_lent: self.kv_pages_lent.load(Relaxed),
+            kv_usage: f64::from_bits(self.kv_usage.load(Relaxed)),
+        };
+        Snapshot {
+            load,
+            // The engine may take a request out before the front has noted that it went in.
+            inbox: self.inbox.load(Relaxed).max(0) as u32,
+            inbox_tokens: self.inbox_tokens.load(Relaxed).max(0) as u64,
+            in_flight: self.in_flight.load(Relaxed).max(0) as u32,
+        }
+    }
+}
+
+impl PublishedLane {
+    fn load(&self) -> LaneLoad {
+        LaneLoad {
+            waiting: self.waiting.load(Relaxed),
+            waiting_tokens: self.waiting_tokens.load(Relaxed),
+            waiting_work: Micros(self.waiting_work.load(Relaxed)),
+            running: self.running.load(Relaxed),
+            blocks_used: self.blocks_used.load(Relaxed),
+            blocks_cached: self.blocks_cached.load(Relaxed),
+            preemptions: self.preemptions.load(Relaxed),
+        }
+    }
+}
