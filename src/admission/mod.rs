@@ -1,0 +1,273 @@
+//! Lets requests in: looks the model up, tokenises, checks limits and predicted wait, and hands
+//! over a ticket. Knows no HTTP and no engine, only the inbox.
+
+mod queue;
+pub mod ticket;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use crate::catalog::{Catalog, Model};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::Lifecycle;
+use crate::model::{ModelState, ModelTask};
+use crate::request::{Events, Micros, Request, RequestId, Sink, Submission, Task, TokenId};
+use crate::telemetry::{Rejection, Telemetry};
+use crate::text::{Message, ModelText};
+use queue::Bounds;
+use ticket::Ticket;
+
+/// CPU work that takes no longer than this is done where it arises: async code may block 500 µs.
+const INLINE_MAX: Micros = Micros(400);
+
+/// Bytes of text that a tokenizer does in a microsecond, and a JSON parser: rather low than high.
+const TOKENISED_PER_MICRO: usize = 4;
+const PARSED_PER_MICRO: usize = 100;
+
+/// No text of more characters than this a token of the limit is tokenised: it cannot fit, and
+/// finding that out by tokenising is the attack. Prose has 4 to 5, indented code up to 8.
+const CHARACTERS_PER_TOKEN_MAX: usize = 16;
+
+/// What the front knows: everything it reads, and the one door to the engine.
+pub struct Front {
+    /// Limits and listeners.
+    pub config: Arc<Config>,
+    /// The models.
+    pub catalog: Arc<Catalog>,
+    /// What happens, counted.
+    pub telemetry: Arc<Telemetry>,
+    /// The phase, and who is in flight.
+    pub lifecycle: Arc<Lifecycle>,
+    /// The engine; bounded by `limits.queue_requests`.
+    pub inbox: mpsc::Sender<Submission>,
+    /// One permit for each CPU-heavy job that may run beside the async threads.
+    heavy: Arc<tokio::sync::Semaphore>,
+    next_id: AtomicU64,
+}
+
+impl fmt::Debug for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front").field("phase", &self.lifecycle.phase()).finish_non_exhaustive()
+    }
+}
+
+impl Front {
+    /// A front over one engine's inbox.
+    pub fn new(
+        config: Arc<Config>,
+        catalog: Arc<Catalog>,
+        telemetry: Arc<Telemetry>,
+        lifecycle: Arc<Lifecycle>,
+        inbox: mpsc::Sender<Submission>,
+    ) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            config,
+            catalog,
+            telemetry,
+            lifecycle,
+            inbox,
+            heavy: Arc::new(tokio::sync::Semaphore::new(cores)),
+            next_id: AtomicU64::new(1),
+        })
+    }
+
+    /// Finds the model by name or alias and takes the in-flight guard; nothing is queued yet.
+    ///
+    /// # Errors
+    /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`.
+    pub fn enter(
+        &self,
+        ticket: &mut Ticket,
+        name: &str,
+        task: ModelTask,
+    ) -> Result<(&Model, &ModelText)> {
+        let model = self.catalog.find(name)?;
+        ticket.set_lane(model.lane);
+        if model.task != task {
+            let message = format!(
+                "the model '{}' is for '{}', this endpoint is for '{}'",
+                model.name,
+                model.task.as_str(),
+                task.as_str()
+            );
+            return Err(Error::invalid("model", message));
+        }
+        ticket.accepted(self.lifecycle.admit()?);
+        match model.state() {
+            ModelState::Ready | ModelState::Evicted => Ok((model, model.text()?)),
+            _ => Err(model.loading()),
+        }
+    }
+
+    /// Token ids of each text, wrapped in the model's own prefix and suffix tokens. They may be
+    /// more than `limit`: only text that cannot fit is refused here.
+    ///
+    /// # Errors
+    /// `ContextLengthExceeded`, naming the text's index and characters.
+    pub async fn encode(
+        &self,
+        text: &ModelText,
+        inputs: Vec<String>,
+        limit: u32,
+    ) -> Result<Vec<Arc<[TokenId]>>> {
+        for (index, input) in inputs.iter().enumerate() {
+            check_characters(index, input.len(), || input.chars().count(), limit)?;
+        }
+        let tokenizer = Arc::clone(&text.tokenizer);
+        let bytes = inputs.iter().map(String::len).sum();
+        self.heavy(tokenising(bytes), move || {
+            inputs.iter().map(|input| Ok(tokenizer.encode(input, true)?.into())).collect()
+        })
+        .await
+    }
+
+    /// The prompt of a conversation.
+    ///
+    /// # Errors
+    /// `ContextLengthExceeded` when it cannot fit; whatever the template refuses.
+    pub async fn render(
+        &self,
+        text: &ModelText,
+        messages: Vec<Message>,
+        limit: u32,
+    ) -> Result<Arc<[TokenId]>> {
+        let template = text.template.clone().ok_or_else(|| {
+            let message = "this model has no chat template; use /v1/completions";
+            Error::new(ErrorKind::Unsupported, message).at("model")
+        })?;
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let characters =
+            || messages.iter().map(|message| message.content.chars().count()).sum::<usize>();
+        check_characters(0, bytes, characters, limit)?;
+        let tokenizer = Arc::clone(&text.tokenizer);
+        self.heavy(tokenising(bytes), move || Ok(template.render(&tokenizer, &messages)?.into()))
+            .await
+    }
+
+    /// Parses a JSON body.
+    ///
+    /// # Errors
+    /// The parser's, by way of `refuse`.
+    pub async fn parse<T: DeserializeOwned + Send + 'static>(
+        &self,
+        body: Vec<u8>,
+        refuse: fn(serde_json::Error) -> Error,
+    ) -> Result<T> {
+        let expected = Micros((body.len() / PARSED_PER_MICRO) as u64);
+        self.heavy(expected, move || serde_json::from_slice(&body).map_err(refuse)).await
+    }
+
+    /// Runs CPU work that takes about `expected`: here when that is short, else on the blocking
+    /// pool, as many at once as there are cores. A caller that goes away frees no core early.
+    ///
+    /// # Errors
+    /// Those of `job`; `Internal` if it panics.
+    pub async fn heavy<T: Send + 'static>(
+        &self,
+        expected: Micros,
+        job: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        if expected <= INLINE_MAX {
+            return job();
+        }
+        let permit = Arc::clone(&self.heavy).acquire_owned().await;
+        let running = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            job()
+        });
+        running.await.unwrap_or_else(|error| {
+            Err(Error::new(ErrorKind::Internal, format!("work on this request failed: {error}")))
+        })
+    }
+
+    /// Puts one request a task into the inbox, all or none, and gives a receiver for each.
+    ///
+    /// # Errors
+    /// `QueueFull` with a predicted `Retry-After`, `TooLarge` for more tokens than the queue can
+    /// ever hold, `DeviceFailed` when the engine is gone.
+    pub fn submit(
+        &self,
+        ticket: &mut Ticket,
+        model: &Model,
+        tasks: Vec<Task>,
+    ) -> Result<Vec<Events>> {
+        let tokens: Vec<u64> = tasks.iter().map(prompt_tokens).collect();
+        let total = tokens.iter().sum();
+        let bounds = Bounds { limits: &self.config.limits, manifests: &self.config.manifests };
+        let snapshot = self.telemetry.snapshot();
+        if let Err((reason, error)) = bounds.check(&snapshot, model.lane, tasks.len(), total) {
+            ticket.refused_for(reason);
+            return Err(error);
+        }
+        let permits = self.inbox.try_reserve_many(tasks.len()).map_err(|error| match error {
+            TrySendError::Full(()) => {
+                ticket.refused_for(Rejection::QueueFull);
+                bounds.inbox_full(&snapshot, model.lane)
+            }
+            TrySendError::Closed(()) => {
+                Error::new(ErrorKind::DeviceFailed, "the engine has stopped; try another replica")
+            }
+        })?;
+        ticket.submitted(total);
+        let mut receivers = Vec::with_capacity(tasks.len());
+        for ((permit, task), tokens) in permits.zip(tasks).zip(tokens) {
+            let (sink, events) = Sink::for_task(&task);
+            let request = Request {
+                id: RequestId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+                lane: model.lane,
+                tenant: ticket.tenant(),
+                arrived: ticket.arrived(),
+                deadline: Some(ticket.deadline()),
+                task,
+            };
+            self.telemetry.submitted(tokens);
+            permit.send(Submission { request, sink });
+            receivers.push(events);
+        }
+        Ok(receivers)
+    }
+}
+
+fn tokenising(bytes: usize) -> Micros {
+    Micros((bytes / TOKENISED_PER_MICRO) as u64)
+}
+
+fn prompt_tokens(task: &Task) -> u64 {
+    let tokens = match task {
+        Task::Generate(generate) => generate.prompt.len(),
+        Task::Embed(embed) => embed.inputs.iter().map(|input| input.len()).sum(),
+    };
+    tokens as u64
+}
+
+fn check_characters(
+    index: usize,
+    bytes: usize,
+    characters: impl Fn() -> usize,
+    limit: u32,
+) -> Result<()> {
+    let most = limit as usize * CHARACTERS_PER_TOKEN_MAX;
+    if bytes <= most {
+        return Ok(());
+    }
+    let characters = characters();
+    if characters <= most {
+        return Ok(());
+    }
+    let message = format!(
+        "input {index} has {characters} characters; the model takes {limit} tokens, and no more \
+         than {most} characters are looked at"
+    );
+    Err(Error::new(ErrorKind::ContextLengthExceeded, message))
+}

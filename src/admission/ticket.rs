@@ -1,0 +1,206 @@
+//! One API request from its first byte to its last: holds the in-flight guard and is counted
+//! exactly once, however it ends. Knows no HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Front;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lifecycle::{InFlight, Phase};
+use crate::model::ModelTask;
+use crate::request::{LaneId, Micros, TenantId, Usage};
+use crate::telemetry::{Ended, Rejection, RequestReport};
+
+/// One API request. Dropping it is its end: answered if [`Ticket::finish`] was called, failed if
+/// [`Ticket::fail`] was, else its client went away.
+#[derive(Debug)]
+pub struct Ticket {
+    front: Arc<Front>,
+    request_id: Arc<str>,
+    started: Instant,
+    arrived: Micros,
+    timeout: Duration,
+    task: ModelTask,
+    lane: Option<LaneId>,
+    in_flight: Option<InFlight>,
+    /// Prompt tokens in the inbox; none while nothing was submitted.
+    submitted: Option<u64>,
+    refused_for: Option<Rejection>,
+    ended: Option<Ended>,
+    usage: Usage,
+}
+
+impl Ticket {
+    /// Starts the clock.
+    pub fn new(front: Arc<Front>, task: ModelTask, request_id: Arc<str>) -> Self {
+        let arrived = front.telemetry.now();
+        let timeout = front.config.limits.request_timeout;
+        Self {
+            front,
+            request_id,
+            started: Instant::now(),
+            arrived,
+            timeout,
+            task,
+            lane: None,
+            in_flight: None,
+            submitted: None,
+            refused_for: None,
+            ended: None,
+            usage: Usage::default(),
+        }
+    }
+
+    /// What the client can quote.
+    pub fn request_id(&self) -> &Arc<str> {
+        &self.request_id
+    }
+
+    /// Who asks.
+    pub fn tenant(&self) -> TenantId {
+        TenantId::default()
+    }
+
+    /// When it arrived, on the telemetry clock.
+    pub fn arrived(&self) -> Micros {
+        self.arrived
+    }
+
+    /// When it is over, on the telemetry clock.
+    pub fn deadline(&self) -> Micros {
+        self.arrived.plus(Micros(self.timeout.as_micros() as u64))
+    }
+
+    /// When it is over.
+    pub fn expires(&self) -> Instant {
+        self.started + self.timeout
+    }
+
+    /// The caller's own time limit; the lower one holds.
+    ///
+    /// # Errors
+    /// `InvalidRequest` unless `seconds` is a positive number.
+    pub fn limit_time(&mut self, seconds: &str) -> Result<()> {
+        let wanted = seconds.trim().parse::<f64>().ok().filter(|&seconds| seconds > 0.0);
+        let wanted = wanted.ok_or_else(|| {
+            let message = "x-request-timeout has to be a positive number of seconds";
+            Error::invalid("x-request-timeout", message)
+        })?;
+        self.timeout =
+            self.timeout.min(Duration::try_from_secs_f64(wanted).unwrap_or(Duration::MAX));
+        Ok(())
+    }
+
+    /// The error for a passed deadline.
+    pub fn expired(&self) -> Error {
+        let message = format!(
+            "the request was not answered within its {} s (limits.request_timeout_seconds, or \
+             the x-request-timeout header)",
+            self.timeout.as_secs_f64()
+        );
+        Error::new(ErrorKind::DeadlineExceeded, message)
+    }
+
+    /// It was answered in full.
+    pub fn finish(&mut self, usage: Usage) {
+        self.usage = usage;
+        self.ended = Some(Ended::Ok);
+    }
+
+    /// It failed with `error`; the first failure counts.
+    pub fn fail(&mut self, error: &Error) {
+        if self.ended.is_none() {
+            self.ended = Some(Ended::Failed(error.kind()));
+        }
+    }
+
+    /// Its client went away.
+    pub fn gone(&mut self) {
+        self.ended = Some(Ended::Cancelled);
+    }
+
+    /// What has been generated so far, for a request that does not end well.
+    pub fn spent(&mut self, usage: Usage) {
+        self.usage = usage;
+    }
+
+    pub(super) fn set_lane(&mut self, lane: LaneId) {
+        self.lane = Some(lane);
+    }
+
+    pub(super) fn accepted(&mut self, in_flight: InFlight) {
+        self.in_flight = Some(in_flight);
+        self.front.telemetry.in_flight(1);
+    }
+
+    pub(super) fn refused_for(&mut self, reason: Rejection) {
+        self.refused_for = Some(reason);
+    }
+
+    pub(super) fn submitted(&mut self, tokens: u64) {
+        self.submitted = Some(tokens);
+    }
+
+    fn report(&self, ended: Ended) {
+        let front = &self.front;
+        if let (Ended::Failed(kind), None) = (ended, self.submitted) {
+            if let Some(reason) = self.refused_for.or_else(|| rejection(kind)) {
+                front.telemetry.rejected(self.lane, reason);
+            }
+        }
+        let duration = self.started.elapsed();
+        front.telemetry.request_finished(&RequestReport {
+            lane: self.lane,
+            tenant: self.tenant(),
+            task: self.task,
+            ended,
+            duration,
+            usage: self.usage,
+        });
+        tracing::info!(
+            request_id = %self.request_id,
+            model = self.lane.map_or("unknown", |lane| front.catalog.lane(lane).name.as_str()),
+            ended = ?ended,
+            duration_ms = duration.as_secs_f64() * 1e3,
+            submitted_tokens = self.submitted.unwrap_or(0),
+            generated_tokens = self.usage.generated_tokens,
+            "request finished"
+        );
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let ended = self.ended.unwrap_or_else(|| {
+            if std::thread::panicking() {
+                Ended::Failed(ErrorKind::Internal)
+            } else if self.front.lifecycle.phase() == Phase::Stopped {
+                // Nobody waits any longer: the server closed this connection, not the client.
+                Ended::Failed(ErrorKind::Cut)
+            } else {
+                Ended::Cancelled
+            }
+        });
+        self.report(ended);
+        if let Some(mut in_flight) = self.in_flight.take() {
+            self.front.telemetry.in_flight(-1);
+            if ended == Ended::Failed(ErrorKind::Cut) {
+                in_flight.cut();
+            }
+        }
+    }
+}
+
+/// Why a request that failed before it was submitted was not admitted.
+fn rejection(kind: ErrorKind) -> Option<Rejection> {
+    match kind {
+        ErrorKind::QueueFull => Some(Rejection::QueueFull),
+        ErrorKind::RateLimited => Some(Rejection::Tenant),
+        ErrorKind::Draining => Some(Rejection::Draining),
+        ErrorKind::ModelLoading => Some(Rejection::Loading),
+        ErrorKind::TooLarge | ErrorKind::ContextLengthExceeded => Some(Rejection::TooLarge),
+        _ => None,
+    }
+}

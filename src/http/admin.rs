@@ -1,0 +1,220 @@
+//! What operators, probes and scrapers ask: `/metrics`, `/stats`, `/readyz`, `/drain`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use serde::Serialize;
+
+use super::connection::Peer;
+use super::health::{self, is_ready, phase_name};
+use super::{Id, error};
+use crate::admission::Front;
+use crate::catalog::Model;
+use crate::error::{Error, ErrorKind};
+use crate::lifecycle::{Notice, Phase};
+use crate::model::ModelState;
+use crate::scheduler::LaneLoad;
+
+/// Longest deadline that a drain may be given.
+const DEADLINE_MAX: Duration = Duration::from_secs(86_400);
+
+pub(super) fn metrics_router() -> Router<Arc<Front>> {
+    Router::new().route("/metrics", get(metrics))
+}
+
+pub(super) fn router() -> Router<Arc<Front>> {
+    Router::new()
+        .route("/livez", get(health::live))
+        .route("/readyz", get(ready))
+        .route("/stats", get(stats))
+        .route("/drain", get(drain_state).post(drain))
+}
+
+async fn metrics(State(front): State<Arc<Front>>) -> Response {
+    let text = front.telemetry.render();
+    front.telemetry.scraped();
+    let mut response = text.into_response();
+    let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+#[derive(Serialize)]
+struct Readiness<'a> {
+    phase: &'static str,
+    ready: bool,
+    models: BTreeMap<&'a str, ModelReadiness>,
+}
+
+#[derive(Serialize)]
+struct ModelReadiness {
+    state: &'static str,
+    /// Until it answers; null when it does.
+    eta_seconds: Option<f64>,
+}
+
+async fn ready(State(front): State<Arc<Front>>) -> Response {
+    let ready = is_ready(&front);
+    let of = |model: &Model| {
+        let state = model.state();
+        let answers = matches!(state, ModelState::Ready | ModelState::Evicted);
+        let eta = if answers { None } else { model.loading().wait() };
+        ModelReadiness { state: state.as_str(), eta_seconds: eta.map(|eta| eta.as_secs_f64()) }
+    };
+    let readiness = Readiness {
+        phase: phase_name(front.lifecycle.phase()),
+        ready,
+        models: front.catalog.models().iter().map(|m| (m.name.as_str(), of(m))).collect(),
+    };
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, axum::Json(readiness)).into_response()
+}
+
+/// The stable document that scalers read; fields are added, never renamed.
+#[derive(Serialize)]
+struct Stats<'a> {
+    schema: u32,
+    phase: &'static str,
+    scaling: Scaling,
+    queue: Queue,
+    models: BTreeMap<&'a str, ModelStats>,
+}
+
+/// Zero while the process does not accept: scalers ask terminating pods too.
+#[derive(Default, Serialize)]
+struct Scaling {
+    queue: u64,
+    in_flight: u64,
+}
+
+#[derive(Serialize)]
+struct Queue {
+    requests: u64,
+    tokens: u64,
+    work_seconds: f64,
+    oldest_age_seconds: f64,
+    running: u64,
+    in_flight: u64,
+    kv_usage_ratio: f64,
+}
+
+#[derive(Serialize)]
+struct ModelStats {
+    task: &'static str,
+    state: &'static str,
+    requests: u32,
+    tokens: u64,
+    work_seconds: f64,
+    running: u32,
+}
+
+async fn stats(State(front): State<Arc<Front>>) -> Response {
+    let snapshot = front.telemetry.snapshot();
+    let load = &snapshot.load;
+    let sum = |of: fn(&LaneLoad) -> u64| load.lanes.iter().map(of).sum::<u64>();
+    let queue = Queue {
+        requests: sum(|lane| lane.waiting.into()) + u64::from(snapshot.inbox),
+        tokens: sum(|lane| lane.waiting_tokens) + snapshot.inbox_tokens,
+        work_seconds: sum(|lane| lane.waiting_work.0) as f64 / 1e6,
+        oldest_age_seconds: load
+            .oldest
+            .map_or(0.0, |oldest| front.telemetry.now().since(oldest).as_seconds()),
+        running: sum(|lane| lane.running.into()),
+        in_flight: snapshot.in_flight.into(),
+        kv_usage_ratio: load.kv_usage,
+    };
+    let phase = front.lifecycle.phase();
+    let scaling = match phase {
+        Phase::Ready | Phase::LameDuck => {
+            Scaling { queue: queue.requests, in_flight: queue.in_flight }
+        }
+        _ => Scaling::default(),
+    };
+    let idle = LaneLoad::default();
+    let of = |model: &Model| {
+        let lane = load.lanes.get(model.lane.0 as usize).unwrap_or(&idle);
+        ModelStats {
+            task: model.task.as_str(),
+            state: model.state().as_str(),
+            requests: lane.waiting,
+            tokens: lane.waiting_tokens,
+            work_seconds: lane.waiting_work.as_seconds(),
+            running: lane.running,
+        }
+    };
+    let models = front.catalog.models().iter().map(|m| (m.name.as_str(), of(m))).collect();
+    axum::Json(Stats { schema: 1, phase: phase_name(phase), scaling, queue, models })
+        .into_response()
+}
+
+#[derive(Serialize)]
+struct DrainState {
+    phase: &'static str,
+    in_flight: usize,
+    /// Until the deadline; null when there is none.
+    remaining_seconds: Option<f64>,
+}
+
+async fn drain_state(State(front): State<Arc<Front>>) -> axum::Json<DrainState> {
+    axum::Json(DrainState {
+        phase: phase_name(front.lifecycle.phase()),
+        in_flight: front.lifecycle.in_flight(),
+        remaining_seconds: front.lifecycle.remaining().map(|left| left.as_secs_f64()),
+    })
+}
+
+async fn drain(
+    State(front): State<Arc<Front>>,
+    Extension(id): Extension<Id>,
+    request: Request,
+) -> Response {
+    let peer = request.extensions().get::<Peer>();
+    if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
+        let message = "only a client on this machine may start a drain";
+        return forbid(message, &id);
+    }
+    if from_a_page(request.headers()) {
+        return forbid("a web page may not start a drain", &id);
+    }
+    let within = match deadline(request.uri().query().unwrap_or("")) {
+        Ok(within) => within,
+        Err(error) => return error::response(&error, &id.0),
+    };
+    front.lifecycle.notify(Notice { source: "http", within, terminate: false });
+    (StatusCode::ACCEPTED, drain_state(State(front)).await).into_response()
+}
+
+fn forbid(message: &str, id: &Id) -> Response {
+    let error = Error::new(ErrorKind::InvalidRequest, message);
+    error::with_status(StatusCode::FORBIDDEN, &error, &id.0)
+}
+
+/// Browsers mark what pages send; a page on the operator's machine must not end the server.
+fn from_a_page(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site")
+}
+
+/// `deadline=SECONDS` of a query; none: the configured grace.
+fn deadline(query: &str) -> Result<Option<Duration>, Error> {
+    let refuse = |what: String| Err(Error::invalid("deadline", what));
+    let mut within = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != "deadline" {
+            return refuse("the only parameter is deadline=SECONDS".into());
+        }
+        let seconds = value.parse::<f64>().ok().filter(|seconds| *seconds >= 0.0);
+        let duration = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        match duration.filter(|duration| *duration <= DEADLINE_MAX) {
+            Some(duration) => within = Some(duration),
+            None => return refuse("deadline has to be 0 to 86400 seconds".into()),
+        }
+    }
+    Ok(within)
+}

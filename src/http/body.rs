@@ -1,0 +1,99 @@
+//! Reads a request's body: bounded, timed, parsed as JSON. Knows no endpoint.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+
+use crate::admission::Front;
+use crate::admission::ticket::Ticket;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A body that makes no progress for this long is given up.
+const STALL: Duration = Duration::from_secs(30);
+
+/// Characters of a parser's message that are shown: it quotes the offending value.
+const SHOWN_MAX: usize = 200;
+
+/// The body as `T`; also takes the caller's `x-request-timeout` over into the ticket.
+///
+/// # Errors
+/// `InvalidRequest` for what is not JSON of this shape, `TooLarge` above `server.max_body_bytes`.
+pub(super) async fn json<T: DeserializeOwned + Send + 'static>(
+    front: &Front,
+    ticket: &mut Ticket,
+    request: Request,
+) -> Result<T> {
+    let (parts, body) = request.into_parts();
+    if let Some(seconds) = parts.headers.get("x-request-timeout") {
+        ticket.limit_time(seconds.to_str().unwrap_or(""))?;
+    }
+    check_content_type(&parts.headers)?;
+    let bytes = read(ticket, &parts.headers, body, front.config.server.max_body_bytes).await?;
+    front.parse(bytes, misshapen).await
+}
+
+fn misshapen(error: serde_json::Error) -> Error {
+    let shown: String = error.to_string().chars().take(SHOWN_MAX).collect();
+    let message = format!("the body is not JSON of the right shape: {shown}");
+    Error::new(ErrorKind::InvalidRequest, message)
+}
+
+/// Refuses what a web page can send without asking (`text/plain`, forms): a server without keys
+/// on a loopback address is reachable from every page that its user opens.
+fn check_content_type(headers: &HeaderMap) -> Result<()> {
+    let Some(given) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let given = given.to_str().unwrap_or("").to_ascii_lowercase();
+    let essence = given.split(';').next().unwrap_or("").trim();
+    if essence == "application/json" || essence.ends_with("+json") {
+        return Ok(());
+    }
+    let shown: String = essence.chars().take(80).collect();
+    let message = format!("content-type has to be application/json, not '{shown}'");
+    Err(Error::invalid("content-type", message))
+}
+
+async fn read(
+    ticket: &mut Ticket,
+    headers: &HeaderMap,
+    mut body: Body,
+    most: usize,
+) -> Result<Vec<u8>> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let announced = announced.and_then(|length| length.parse::<usize>().ok()).unwrap_or(0);
+    if announced > most {
+        return Err(too_large(announced, most));
+    }
+    let mut bytes = Vec::with_capacity(announced);
+    loop {
+        let until = ticket.expires().min(tokio::time::Instant::now() + STALL);
+        let Ok(frame) = tokio::time::timeout_at(until, body.frame()).await else {
+            return Err(Error::new(ErrorKind::InvalidRequest, "the body did not arrive in time"));
+        };
+        match frame {
+            None => return Ok(bytes),
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { continue };
+                if bytes.len() + data.len() > most {
+                    return Err(too_large(bytes.len() + data.len(), most));
+                }
+                bytes.extend_from_slice(&data);
+            }
+            Some(Err(_)) => {
+                ticket.gone();
+                return Err(Error::new(ErrorKind::InvalidRequest, "the body ended too early"));
+            }
+        }
+    }
+}
+
+fn too_large(bytes: usize, most: usize) -> Error {
+    let message =
+        format!("the body has {bytes} bytes or more, the limit is {most} (server.max_body_bytes)");
+    Error::new(ErrorKind::TooLarge, message)
+}

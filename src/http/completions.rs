@@ -1,0 +1,56 @@
+//! `POST /v1/completions`: one answer for each prompt.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::post;
+use axum::{Extension, Router};
+
+use super::generate::{self, Running};
+use super::openai::GenerateBody;
+use super::params::Params;
+use super::sse::Shape;
+use super::{Id, body};
+use crate::admission::Front;
+use crate::admission::ticket::Ticket;
+use crate::error::{Error, Result};
+use crate::model::ModelTask;
+
+/// Most prompts in one request.
+const PROMPTS_MAX: usize = 128;
+
+/// New tokens when the caller does not say: the API's own default.
+const MAX_TOKENS_DEFAULT: u32 = 16;
+
+pub(super) fn router() -> Router<Arc<Front>> {
+    Router::new().route("/v1/completions", post(create))
+}
+
+async fn create(
+    State(front): State<Arc<Front>>,
+    Extension(id): Extension<Id>,
+    request: Request,
+) -> Response {
+    let mut ticket = Ticket::new(Arc::clone(&front), ModelTask::Generate, id.0);
+    match begin(&front, &mut ticket, request).await {
+        Ok(running) => running.respond(&front, ticket).await,
+        Err(error) => generate::refuse(ticket, &error),
+    }
+}
+
+async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<Running> {
+    let mut body: GenerateBody = body::json(front, ticket, request).await?;
+    let params = Params::take(&mut body)?;
+    let input = body.prompt.take();
+    let input = input.ok_or_else(|| Error::invalid("prompt", "'prompt' is required"))?;
+    if input.len() > PROMPTS_MAX {
+        let message = format!("{} prompts, at most {PROMPTS_MAX}", input.len());
+        return Err(Error::invalid("prompt", message));
+    }
+    let name = generate::model_name(body.model.as_ref())?;
+    let (model, text) = front.enter(ticket, name, ModelTask::Generate)?;
+    let prompts = input.encode(front, text, model.context, "prompt").await?;
+    let defaults = (Shape::Text, MAX_TOKENS_DEFAULT);
+    generate::submit(front, ticket, (model, text), defaults, &params, prompts)
+}

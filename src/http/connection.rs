@@ -1,0 +1,237 @@
+//! One connection: header and idle timeouts, its age, its end. Knows hyper, not the routes.
+//!
+//! hyper's own `header_read_timeout` also runs on idle keep-alive connections, so the time from a
+//! request's first byte to the end of its headers is measured here, where bytes come in.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Response, header};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
+use tower::ServiceExt;
+
+use super::listener::Limits;
+use crate::lifecycle::Phase;
+
+/// Most bytes of one request's headers.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// How long answers may still be written once the process has stopped.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Who is at the other end; in every request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+/// Serves one connection to its end.
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let busy = Arc::new(AtomicBool::new(false));
+    let io = TokioIo::new(Timed::new(stream, Arc::clone(&busy), limits));
+    let expires = Instant::now() + limits.max_connection_age.mul_f64(spread());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        busy.store(true, Ordering::Relaxed);
+        let guard = Busy(Arc::clone(&busy));
+        request.extensions_mut().insert(Peer(peer));
+        let answer = router.clone().oneshot(request.map(Body::new));
+        async move {
+            let mut response = answer.await?;
+            if Instant::now() >= expires {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<Response<Tracked>, std::convert::Infallible>(
+                response.map(|body| Tracked { body, _guard: guard }),
+            )
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(io, service);
+    let mut connection = std::pin::pin!(connection);
+    // A new connection may ask once in any phase: only what comes later ends it.
+    phase.mark_unchanged();
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "connection ended");
+                }
+                return;
+            }
+            changed = phase.changed() => {
+                let now = *phase.borrow_and_update();
+                if now > Phase::Draining {
+                    connection.as_mut().graceful_shutdown();
+                }
+                if now == Phase::Stopped || changed.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    if tokio::time::timeout(FLUSH, connection).await.is_err() {
+        tracing::debug!(%peer, "connection cut");
+    }
+}
+
+/// 0.9 to 1.1, so that connections that came together do not go together.
+fn spread() -> f64 {
+    0.9 + 0.2 * f64::from(uuid::Uuid::new_v4().as_u128() as u32) / f64::from(u32::MAX)
+}
+
+/// Says, when dropped, that the request is answered and the connection idle.
+struct Busy(Arc<AtomicBool>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A response's body that keeps the connection busy for as long as it lasts.
+struct Tracked {
+    body: Body,
+    _guard: Busy,
+}
+
+impl hyper::body::Body for Tracked {
+    type Data = <Body as hyper::body::Body>::Data;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream that ends when it is idle for too long, or when a request's headers take too long.
+struct Timed {
+    stream: TcpStream,
+    /// Between the end of a request's headers and the end of its answer.
+    busy: Arc<AtomicBool>,
+    was_busy: bool,
+    /// Some of a request's headers are here.
+    in_headers: bool,
+    limits: Limits,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Timed {
+    fn new(stream: TcpStream, busy: Arc<AtomicBool>, limits: Limits) -> Self {
+        let timer = Box::pin(tokio::time::sleep(limits.keep_alive));
+        Self { stream, busy, was_busy: false, in_headers: false, limits, timer }
+    }
+
+    fn start_timer(&mut self, time: Duration) {
+        self.timer.as_mut().reset(Instant::now() + time);
+    }
+
+    /// Follows requests and answers: the idle timer starts when an answer ends.
+    fn follow(&mut self) -> bool {
+        let busy = self.busy.load(Ordering::Relaxed);
+        if busy {
+            self.in_headers = false;
+        } else if self.was_busy {
+            self.start_timer(self.limits.keep_alive);
+        }
+        self.was_busy = busy;
+        busy
+    }
+}
+
+impl AsyncRead for Timed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let busy = self.follow();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if busy {
+            return read;
+        }
+        if read.is_ready() {
+            if buffer.filled().len() > before && !self.in_headers {
+                self.in_headers = true;
+                let time = self.limits.header_time;
+                self.start_timer(time);
+            }
+            return read;
+        }
+        match self.timer.as_mut().poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) if self.in_headers => {
+                let message = "the request's headers took too long";
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+            }
+            // The end of an idle connection, as if the client had closed it.
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl AsyncWrite for Timed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

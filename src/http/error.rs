@@ -1,0 +1,107 @@
+//! The one place that turns an [`Error`] into a status code, headers and the OpenAI error body.
+
+use axum::Extension;
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::Id;
+use crate::error::{Error, ErrorKind, Fault};
+
+/// `{"error":{…}}` with all four keys; `code` is a string or null, or Rust clients break.
+#[derive(Serialize)]
+struct Body4<'a> {
+    error: Inner<'a>,
+}
+
+#[derive(Serialize)]
+struct Inner<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: Option<&'static str>,
+}
+
+/// The whole response for `error`, its message naming the request.
+pub(super) fn response(error: &Error, id: &str) -> Response {
+    with_status(status(error.kind()), error, id)
+}
+
+/// As [`response`], for the few cases in which the kind does not say the status.
+pub(super) fn with_status(status: StatusCode, error: &Error, id: &str) -> Response {
+    let mut response = Response::new(Body::from(body(error, id)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    add_retry_headers(headers, error);
+    response
+}
+
+/// The OpenAI error body, also the payload of an error event in a stream.
+pub(super) fn body(error: &Error, id: &str) -> Vec<u8> {
+    let kind = error.kind();
+    let message = format!("{} (request id: {id})", error.message());
+    let inner = Inner {
+        message: &message,
+        r#type: family(kind),
+        param: error.param(),
+        code: Some(kind.code()),
+    };
+    serde_json::to_vec(&Body4 { error: inner }).expect("strings and nulls always serialise")
+}
+
+/// The fallback for unknown paths.
+pub(super) async fn no_such_path(Extension(id): Extension<Id>, uri: Uri) -> Response {
+    let path: String = uri.path().chars().take(80).collect();
+    response(&Error::new(ErrorKind::NotFound, format!("there is no '{path}' here")), &id.0)
+}
+
+/// The fallback for known paths; axum adds `Allow`.
+pub(super) async fn no_such_method(
+    Extension(id): Extension<Id>,
+    method: Method,
+    uri: Uri,
+) -> Response {
+    let path: String = uri.path().chars().take(80).collect();
+    let method: String = method.as_str().chars().take(20).collect();
+    let error = Error::new(ErrorKind::NotFound, format!("'{path}' does not take {method}"));
+    with_status(StatusCode::METHOD_NOT_ALLOWED, &error, &id.0).into_response()
+}
+
+/// 503 only for draining, loading and dead: meshes eject pods on 5xx, so overload is 429.
+fn status(kind: ErrorKind) -> StatusCode {
+    use ErrorKind::*;
+    match kind {
+        InvalidRequest | Unsupported | ContextLengthExceeded => StatusCode::BAD_REQUEST,
+        TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ModelNotFound | NotFound => StatusCode::NOT_FOUND,
+        QueueFull | RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        Draining | ModelLoading | DeviceFailed | Cut => StatusCode::SERVICE_UNAVAILABLE,
+        StepFailed | Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+    }
+}
+
+fn family(kind: ErrorKind) -> &'static str {
+    match (kind, kind.fault()) {
+        (ErrorKind::QueueFull | ErrorKind::RateLimited, _) => "rate_limit_exceeded",
+        (_, Fault::Caller) => "invalid_request_error",
+        _ => "server_error",
+    }
+}
+
+fn add_retry_headers(headers: &mut HeaderMap, error: &Error) {
+    let kind = error.kind();
+    if error.retryable() {
+        // Whole seconds, at least one: zero would be "at once", and clients read no fractions.
+        let seconds = error.wait().map_or(1, |wait| wait.as_secs_f64().ceil().max(1.0) as u64);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    } else if kind.fault() != Fault::Caller {
+        // The SDKs retry every 5xx unless told not to.
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
+    if matches!(kind, ErrorKind::Draining | ErrorKind::DeviceFailed | ErrorKind::Cut) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}

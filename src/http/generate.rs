@@ -1,0 +1,159 @@
+//! What chat and completions share once they have their prompts: submit, then stream or collect.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::Answers;
+use super::error;
+use super::openai::{Answer, AnswerMessage, ChatChoice, GenerateUsage, TextChoice};
+use super::params::Params;
+use super::sse::{self, Head, Shape};
+use crate::admission::Front;
+use crate::admission::ticket::Ticket;
+use crate::catalog::Model;
+use crate::error::{Error, Result};
+use crate::request::{Task, TokenId};
+use crate::text::ModelText;
+
+/// Answers that are on their way.
+pub(super) struct Running {
+    head: Head,
+    answers: Answers,
+    stream: bool,
+}
+
+/// The model's name out of a body.
+///
+/// # Errors
+/// `InvalidRequest` if there is none.
+pub(super) fn model_name(name: Option<&String>) -> Result<&str> {
+    name.map(String::as_str).ok_or_else(|| Error::invalid("model", "'model' is required"))
+}
+
+/// Submits a request for each prompt. `default_max` is how long an answer may be when the caller
+/// does not say.
+///
+/// # Errors
+/// `ContextLengthExceeded`, and whatever admission refuses.
+pub(super) fn submit(
+    front: &Front,
+    ticket: &mut Ticket,
+    (model, text): (&Model, &ModelText),
+    (shape, default_max): (Shape, u32),
+    params: &Params,
+    prompts: Vec<Arc<[TokenId]>>,
+) -> Result<Running> {
+    let lengths: Vec<u32> = prompts.iter().map(|prompt| prompt.len() as u32).collect();
+    let tasks = prompts
+        .into_iter()
+        .map(|prompt| params.generate(prompt, text, model.context, default_max))
+        .map(|generate| generate.map(Task::Generate))
+        .collect::<Result<Vec<Task>>>()?;
+    let receivers = front.submit(ticket, model, tasks)?;
+    let prompts = lengths.into_iter().zip(receivers).collect();
+    let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let head = Head {
+        shape,
+        id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+        created: now.as_secs(),
+        model: model.name.clone(),
+        include_usage: params.include_usage,
+    };
+    let answers = Answers::new(prompts, &text.tokenizer, &params.stops);
+    Ok(Running { head, answers, stream: params.stream })
+}
+
+impl Running {
+    /// The HTTP response, whole or streamed.
+    pub(super) async fn respond(mut self, front: &Front, mut ticket: Ticket) -> Response {
+        let result = if self.stream {
+            self.wait_for_headers(front, &ticket).await.map(|()| None)
+        } else {
+            match timeout_at(ticket.expires(), self.collect()).await {
+                Ok(whole) => whole.map(Some),
+                Err(_) => Err(ticket.expired()),
+            }
+        };
+        match result {
+            Ok(None) => {
+                sse::response(self.head, self.answers, ticket, front.config.limits.sse_ping)
+            }
+            Ok(Some(json)) => {
+                ticket.finish(self.answers.usage());
+                json_response(json)
+            }
+            Err(error) => {
+                ticket.spent(self.answers.usage());
+                refuse(ticket, &error)
+            }
+        }
+    }
+
+    /// A stream's status is still open until its first token: a failure before that gets a real
+    /// status, which clients know how to retry. Not for longer than a ping, for proxies' sake.
+    async fn wait_for_headers(&mut self, front: &Front, ticket: &Ticket) -> Result<()> {
+        let ping = Instant::now() + front.config.limits.sse_ping;
+        match timeout_at(ping.min(ticket.expires()), self.answers.begin()).await {
+            Ok(first) => first,
+            Err(_) if Instant::now() >= ticket.expires() => Err(ticket.expired()),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn collect(&mut self) -> Result<Vec<u8>> {
+        let mut choices = vec![(String::new(), "stop"); self.answers.len()];
+        while let Some(piece) = self.answers.next().await {
+            let piece = piece?;
+            let choice = &mut choices[piece.index as usize];
+            choice.0 += &piece.text;
+            choice.1 = piece.finish.unwrap_or(choice.1);
+        }
+        let choices = (0_u32..).zip(&choices);
+        Ok(match self.head.shape {
+            Shape::Chat => {
+                let choices = choices.map(|(index, (text, finish_reason))| {
+                    let message = AnswerMessage { role: "assistant", content: text, refusal: None };
+                    ChatChoice { index, message, logprobs: None, finish_reason }
+                });
+                self.whole("chat.completion", &choices.collect::<Vec<_>>())
+            }
+            Shape::Text => {
+                let choices = choices.map(|(index, (text, finish))| TextChoice {
+                    text,
+                    index,
+                    logprobs: None,
+                    finish_reason: Some(finish),
+                });
+                self.whole("text_completion", &choices.collect::<Vec<_>>())
+            }
+        })
+    }
+
+    fn whole<C: Serialize>(&self, object: &'static str, choices: &[C]) -> Vec<u8> {
+        let usage = Some(Some(GenerateUsage::from(self.answers.usage())));
+        let Head { id, model, created, .. } = &self.head;
+        let answer = Answer { id, object, created: *created, model, choices, usage };
+        serde_json::to_vec(&answer).expect("strings and numbers always serialise")
+    }
+}
+
+/// Ends the ticket with `error` and says so.
+pub(super) fn refuse(mut ticket: Ticket, error: &Error) -> Response {
+    ticket.fail(error);
+    error::response(error, ticket.request_id())
+}
+
+/// 200 with a JSON body.
+pub(super) fn json_response(json: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(json));
+    let content_type = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}

@@ -1,0 +1,69 @@
+//! Liveness and readiness. Overload never flips readiness; only the phase and a dead engine do.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+
+use crate::admission::Front;
+use crate::lifecycle::Phase;
+use crate::model::ModelState;
+
+pub(super) fn router() -> Router<Arc<Front>> {
+    Router::new()
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/health", get(ready))
+        .route("/v2/health/live", get(live))
+        .route("/v2/health/ready", get(ready))
+        .route("/v2/models/{*path}", get(model_ready))
+}
+
+/// Whether the process is worth keeping: until it has stopped, unless the engine has died.
+pub(super) fn is_live(front: &Front) -> bool {
+    let phase = front.lifecycle.phase();
+    phase < Phase::Closing && !front.inbox.is_closed() || phase == Phase::Closing
+}
+
+/// Whether the process wants new requests.
+pub(super) fn is_ready(front: &Front) -> bool {
+    front.lifecycle.phase() == Phase::Ready && !front.inbox.is_closed()
+}
+
+pub(super) async fn live(State(front): State<Arc<Front>>) -> (StatusCode, &'static str) {
+    if is_live(&front) {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the engine has stopped\n")
+    }
+}
+
+async fn ready(State(front): State<Arc<Front>>) -> (StatusCode, String) {
+    let phase = format!("{}\n", phase_name(front.lifecycle.phase()));
+    (if is_ready(&front) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, phase)
+}
+
+/// `/v2/models/{name}/ready`; names may hold slashes.
+async fn model_ready(State(front): State<Arc<Front>>, Path(path): Path<String>) -> StatusCode {
+    let model = path.strip_suffix("/ready").and_then(|name| front.catalog.find(name).ok());
+    match model.map(|model| model.state()) {
+        None => StatusCode::NOT_FOUND,
+        Some(ModelState::Ready | ModelState::Evicted) if is_ready(&front) => StatusCode::OK,
+        Some(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// The phase as clients and metrics spell it.
+pub(super) fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Loading => "loading",
+        Phase::Ready => "ready",
+        Phase::LameDuck => "lame_duck",
+        Phase::Draining => "draining",
+        Phase::Drained => "drained",
+        Phase::Closing => "closing",
+        Phase::Stopped => "stopped",
+    }
+}

@@ -1,0 +1,217 @@
+//! The listening sockets and the accept loop. `axum::serve` sets no timer and no connection cap,
+//! so connections are accepted and bounded here.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::connection;
+use crate::lifecycle::Phase;
+
+/// Connections that the system holds until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// How often a port that the system chose may be taken on another address.
+const PORT_TRIES: usize = 16;
+
+/// Rest after a failed accept: most often there are no file descriptors left.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// What connections may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// More connections than this wait unaccepted.
+    pub max_connections: usize,
+    /// Idle keep-alive.
+    pub keep_alive: Duration,
+    /// A connection older than this (± 10 %) is closed after its answer.
+    pub max_connection_age: Duration,
+    /// From a request's first byte to the end of its headers.
+    pub header_time: Duration,
+}
+
+/// Bound and not yet serving: the ports are known before anything is answered.
+#[derive(Debug)]
+pub struct Server {
+    listeners: Vec<TcpListener>,
+    port: u16,
+    limits: Limits,
+}
+
+impl Limits {
+    /// As configured for the main listener.
+    pub fn main(server: &crate::config::Server) -> Self {
+        Self {
+            max_connections: server.max_connections,
+            keep_alive: server.keep_alive,
+            max_connection_age: server.max_connection_age,
+            header_time: Duration::from_secs(10),
+        }
+    }
+
+    /// For the admin listener: a few probes and scrapers, however busy the main one is.
+    pub fn admin(server: &crate::config::Server) -> Self {
+        Self { max_connections: 64, ..Self::main(server) }
+    }
+}
+
+impl Server {
+    /// Binds every address to the same port; 0 lets the system choose one. An address that this
+    /// machine does not have is only a warning when another one is bound, and `::` falls back to
+    /// 0.0.0.0. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The system's, naming the address.
+    pub fn bind(hosts: &[IpAddr], port: u16, limits: Limits) -> io::Result<Self> {
+        let mut tries = 0;
+        loop {
+            match bind_all(hosts, port) {
+                Ok((listeners, port)) => return Ok(Self { listeners, port, limits }),
+                Err(error)
+                    if port == 0
+                        && error.kind() == io::ErrorKind::AddrInUse
+                        && tries < PORT_TRIES =>
+                {
+                    tries += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The port, also when the system chose it.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Every bound address.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Answers with `router`. After `Draining`, idle connections are closed and the others end
+    /// with their answer; new ones are accepted until `Stopped` (a closed port becomes a 502 at a
+    /// proxy). Returns when `Stopped` has come, or its sender is gone, and every connection has
+    /// ended or was cut a second later.
+    pub async fn serve(self, router: Router, phase: watch::Receiver<Phase>) {
+        let most = self.limits.max_connections.clamp(1, Semaphore::MAX_PERMITS.min(1 << 30));
+        let slots = Arc::new(Semaphore::new(most));
+        let accepting: Vec<_> = self
+            .listeners
+            .into_iter()
+            .map(|listener| {
+                let (router, phase) = (router.clone(), phase.clone());
+                tokio::spawn(accept_all(listener, router, self.limits, phase, Arc::clone(&slots)))
+            })
+            .collect();
+        for task in accepting {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "an accept loop failed");
+            }
+        }
+        // Every connection holds one slot to its end.
+        let all = u32::try_from(most).unwrap_or(u32::MAX);
+        let _all = slots.acquire_many(all).await;
+    }
+}
+
+fn bind_all(hosts: &[IpAddr], port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+    let mut listeners = Vec::new();
+    let mut port = port;
+    let mut missing = None;
+    for &host in hosts {
+        let bound = match listen(host, port) {
+            Err(error) if host == Ipv6Addr::UNSPECIFIED && is_missing(&error) => {
+                listen(Ipv4Addr::UNSPECIFIED.into(), port)
+            }
+            bound => bound,
+        };
+        match bound {
+            Ok(listener) => {
+                port = listener.local_addr()?.port();
+                listeners.push(listener);
+            }
+            Err(error) if is_missing(&error) => {
+                tracing::warn!(%host, port, %error, "address not on this machine, left out");
+                missing = Some(error);
+            }
+            Err(error) => return Err(naming(error, host, port)),
+        }
+    }
+    if listeners.is_empty() {
+        let none = || io::Error::new(io::ErrorKind::InvalidInput, "no address to bind");
+        return Err(missing.unwrap_or_else(none));
+    }
+    Ok((listeners, port))
+}
+
+fn listen(host: IpAddr, port: u16) -> io::Result<TcpListener> {
+    let socket = if host.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::new(host, port))?;
+    socket.listen(BACKLOG)
+}
+
+/// Whether the machine has no such address, or no such address family at all.
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+fn naming(error: io::Error, host: IpAddr, port: u16) -> io::Error {
+    io::Error::new(error.kind(), format!("{} port {port}: {error}", host))
+}
+
+async fn accept_all(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    mut phase: watch::Receiver<Phase>,
+    slots: Arc<Semaphore>,
+) {
+    let mut stopped = phase.clone();
+    let mut stopped = std::pin::pin!(stopped.wait_for(|phase| *phase == Phase::Stopped));
+    loop {
+        let accepted = async {
+            let slot = Arc::clone(&slots).acquire_owned().await.ok();
+            (listener.accept().await, slot)
+        };
+        let (accepted, slot) = tokio::select! {
+            accepted = accepted => accepted,
+            _ = &mut stopped => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                phase.mark_unchanged();
+                let connection = serve_one(stream, peer, router.clone(), limits, phase.clone());
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+    phase: watch::Receiver<Phase>,
+) {
+    // Tokens are small writes; waiting to fill a packet is what a client notices.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "no delay-free socket");
+    }
+    connection::serve(stream, peer, router, limits, phase).await;
+}

@@ -1,0 +1,262 @@
+//! The OpenAI wire types: bodies that come in, objects that go out. Shapes only; `params.rs`
+//! says what is served. Unknown fields are ignored: SDKs add some often.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::input::Input;
+use crate::request::Usage;
+
+/// The body of `/v1/chat/completions` and `/v1/completions`: `messages` belongs to the one,
+/// `prompt` to the other, all else to both.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct GenerateBody {
+    pub(super) model: Option<String>,
+    pub(super) messages: Option<Vec<ChatMessage>>,
+    pub(super) prompt: Option<Input>,
+    pub(super) max_tokens: Option<u32>,
+    pub(super) max_completion_tokens: Option<u32>,
+    pub(super) temperature: Option<f32>,
+    pub(super) top_p: Option<f32>,
+    pub(super) top_k: Option<i64>,
+    pub(super) min_p: Option<f32>,
+    pub(super) seed: Option<i64>,
+    pub(super) stop: Option<Stop>,
+    pub(super) ignore_eos: Option<bool>,
+    pub(super) stream: Option<bool>,
+    pub(super) stream_options: Option<StreamOptions>,
+    // Understood and not served yet: refused where they would change the answer.
+    pub(super) n: Option<u32>,
+    pub(super) best_of: Option<u32>,
+    pub(super) echo: Option<bool>,
+    pub(super) suffix: Option<String>,
+    pub(super) logprobs: Option<serde_json::Value>,
+    pub(super) top_logprobs: Option<u32>,
+    pub(super) prompt_logprobs: Option<IgnoredAny>,
+    pub(super) logit_bias: Option<HashMap<String, IgnoredAny>>,
+    pub(super) frequency_penalty: Option<f32>,
+    pub(super) presence_penalty: Option<f32>,
+    pub(super) repetition_penalty: Option<f32>,
+    pub(super) min_tokens: Option<u32>,
+    pub(super) stop_token_ids: Option<Vec<IgnoredAny>>,
+    pub(super) tools: Option<Vec<IgnoredAny>>,
+    pub(super) tool_choice: Option<serde_json::Value>,
+    pub(super) functions: Option<Vec<IgnoredAny>>,
+    pub(super) response_format: Option<ResponseFormat>,
+    pub(super) guided_json: Option<IgnoredAny>,
+    pub(super) guided_regex: Option<IgnoredAny>,
+    pub(super) guided_choice: Option<IgnoredAny>,
+    pub(super) guided_grammar: Option<IgnoredAny>,
+    pub(super) structured_outputs: Option<IgnoredAny>,
+    pub(super) chat_template: Option<IgnoredAny>,
+    pub(super) chat_template_kwargs: Option<HashMap<String, IgnoredAny>>,
+    pub(super) continue_final_message: Option<bool>,
+    pub(super) audio: Option<IgnoredAny>,
+    pub(super) modalities: Option<Vec<String>>,
+    pub(super) web_search_options: Option<IgnoredAny>,
+}
+
+/// One chat message as it comes in.
+#[derive(Debug, Deserialize)]
+pub(super) struct ChatMessage {
+    pub(super) role: String,
+    #[serde(default)]
+    pub(super) content: Option<Content>,
+    #[serde(default)]
+    pub(super) name: Option<String>,
+    #[serde(default)]
+    pub(super) tool_calls: Option<Vec<IgnoredAny>>,
+}
+
+/// A message's content: a string, or parts of which only text is served.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Text(String),
+    /// The type of the first part that is not text.
+    NotText(String),
+}
+
+#[derive(Deserialize)]
+struct Part {
+    r#type: String,
+    #[serde(default)]
+    text: Option<String>,
+}
+
+/// One stop string or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct StreamOptions {
+    #[serde(default)]
+    pub(super) include_usage: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ResponseFormat {
+    pub(super) r#type: String,
+}
+
+/// The body of `/v1/embeddings`.
+#[derive(Debug, Deserialize)]
+pub(super) struct EmbeddingsBody {
+    #[serde(default)]
+    pub(super) model: Option<String>,
+    #[serde(default)]
+    pub(super) input: Option<Input>,
+    #[serde(default)]
+    pub(super) encoding_format: Option<String>,
+    #[serde(default)]
+    pub(super) dimensions: Option<IgnoredAny>,
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+struct ContentVisitor;
+
+impl<'de> Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or an array of content parts")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
+        Ok(Content::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Content, E> {
+        Ok(Content::Text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+        let mut texts = Vec::new();
+        let mut other = None;
+        while let Some(part) = parts.next_element::<Part>()? {
+            match (part.r#type.as_str(), part.text) {
+                ("text", Some(text)) => texts.push(text),
+                ("text", None) => return Err(de::Error::missing_field("text")),
+                _ => other = other.or(Some(part.r#type)),
+            }
+        }
+        Ok(other.map_or_else(|| Content::Text(texts.join("\n")), Content::NotText))
+    }
+}
+
+/// Tokens in and out, as every endpoint reports them.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct GenerateUsage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct CompletionDetails {
+    reasoning_tokens: u32,
+}
+
+impl From<Usage> for GenerateUsage {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.generated_tokens,
+            total_tokens: usage.prompt_tokens + usage.generated_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens },
+            completion_tokens_details: CompletionDetails { reasoning_tokens: 0 },
+        }
+    }
+}
+
+/// A whole answer, or one chunk of it: `C` is the kind of choice.
+#[derive(Serialize)]
+pub(super) struct Answer<'a, C> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: &'a [C],
+    /// Left out of chunks unless the caller asked for usage; then null in all but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<GenerateUsage>>,
+}
+
+/// A choice of a chat completion.
+#[derive(Serialize)]
+pub(super) struct ChatChoice<'a> {
+    pub(super) index: u32,
+    pub(super) message: AnswerMessage<'a>,
+    pub(super) logprobs: Option<()>,
+    pub(super) finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+pub(super) struct AnswerMessage<'a> {
+    pub(super) role: &'static str,
+    pub(super) content: &'a str,
+    pub(super) refusal: Option<()>,
+}
+
+/// A choice of a chat chunk.
+#[derive(Serialize)]
+pub(super) struct ChatDelta<'a> {
+    pub(super) index: u32,
+    pub(super) delta: Delta<'a>,
+    pub(super) logprobs: Option<()>,
+    pub(super) finish_reason: Option<&'static str>,
+}
+
+#[derive(Default, Serialize)]
+pub(super) struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<&'a str>,
+}
+
+/// A choice of a completion, whole or chunk.
+#[derive(Serialize)]
+pub(super) struct TextChoice<'a> {
+    pub(super) text: &'a str,
+    pub(super) index: u32,
+    pub(super) logprobs: Option<()>,
+    pub(super) finish_reason: Option<&'static str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_text_parts_or_named_otherwise() {
+        let parse = |json: &str| serde_json::from_str::<Content>(json);
+        assert_eq!(parse(r#""hi""#).unwrap(), Content::Text("hi".into()));
+        let parts = r#"[{"type":"text","text":"a"},{"type":"text","text":"b"}]"#;
+        assert_eq!(parse(parts).unwrap(), Content::Text("a\nb".into()));
+        let image = r#"[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"x"}}]"#;
+        assert_eq!(parse(image).unwrap(), Content::NotText("image_url".into()));
+        assert!(parse(r#"[{"type":"text"}]"#).is_err());
+        assert!(parse("[1]").is_err());
+        assert!(parse("{}").is_err());
+    }
+}
