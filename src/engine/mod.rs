@@ -136,6 +136,8 @@ impl Engine {
 
     /// One round: fill every slot, then take in the oldest step of each.
     fn turn(&mut self) -> Result<(), String> {
+        let telemetry = Arc::clone(&self.links.telemetry);
+        let held = telemetry.occupy();
         for slot in 0..self.slots.len() {
             while self.slots[slot].steps.len() < self.depth && self.dispatch(slot)? {}
         }
@@ -146,6 +148,7 @@ impl Engine {
                 self.take_in(step)?;
             }
         }
+        drop(held);
         self.deliver();
         self.publish();
         if idle {
@@ -163,6 +166,9 @@ impl Engine {
         if !self.scheduler.plan(now, id, &mut step, &mut self.said) {
             self.spare.push(step);
             return Ok(false);
+        }
+        for &(lane, waited) in &self.scheduler.notes().scheduled {
+            self.links.telemetry.scheduled(lane, waited);
         }
         let runner = &mut self.runner;
         match guarded(|| runner.submit(&step)) {
@@ -205,20 +211,34 @@ impl Engine {
         Ok(())
     }
 
+    /// Tells telemetry what a committed step took and gave.
     fn report(&self, step: &Step) {
-        let busy_slots = 1 + self.slots.iter().filter(|slot| !slot.steps.is_empty()).count() as u64;
-        let busy_slots = busy_slots.min(self.slots.len() as u64);
+        let telemetry = &self.links.telemetry;
+        let notes = self.scheduler.notes();
+        for token in &notes.tokens {
+            if token.first {
+                telemetry.first_token(token.lane, token.after);
+            } else {
+                telemetry.next_token(token.lane, token.after);
+            }
+        }
+        // Slots that compute side by side share the device, so each is charged its part.
+        let others = self.slots.iter().filter(|slot| !slot.steps.is_empty()).count() as u64;
+        let busy_slots = (1 + others).min(self.slots.len() as u64);
         let elapsed = self.outcome.elapsed;
-        self.links.telemetry.step_finished(&StepReport {
+        let busy = Micros(elapsed.0 / busy_slots);
+        let rows = step.rows() as u32;
+        let part = |of: u32| Micros(busy.0 * u64::from(of) / u64::from(rows.max(1)));
+        telemetry.step_finished(&StepReport {
             lane: step.lane,
             kind: step.kind,
             spans: step.spans.len() as u32,
-            rows: step.rows() as u32,
-            busy: Micros(elapsed.0 / busy_slots),
+            rows,
+            busy,
             elapsed,
-            work: Micros(0),
-            wasted_cancelled: Micros(0),
-            wasted_preempted: Micros(0),
+            work: self.scheduler.work(step),
+            wasted_cancelled: part(notes.cancelled_rows + notes.overrun_rows),
+            wasted_preempted: part(notes.recomputed_rows),
         });
     }
 

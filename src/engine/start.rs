@@ -140,15 +140,20 @@ impl Startup {
             let model = self.catalog.lane(lane);
             match self.timed_load(model, &opened, capacity) {
                 Ok(loaded) if install.send((lane, loaded)).is_ok() => {
-                    model.set_state(ModelState::Ready);
+                    self.set_state(model, ModelState::Ready);
                 }
                 Ok(_) => return,
                 Err(error) => {
                     tracing::error!(model = model.name, %error, "model cannot be loaded");
-                    model.set_state(ModelState::Failed);
+                    self.set_state(model, ModelState::Failed);
                 }
             }
         }
+    }
+
+    fn set_state(&self, model: &Model, state: ModelState) {
+        model.set_state(state);
+        self.telemetry.model_state(model.lane, state);
     }
 
     fn models(&self) -> impl Iterator<Item = (&Manifest, &Model)> {
@@ -158,7 +163,7 @@ impl Startup {
     /// All files of all models, fetched side by side.
     fn fetch(&self, progress: &Progress) -> Result<Vec<ModelFiles>, StoreError> {
         let fetch = |manifest: &Manifest, model: &Model| {
-            model.set_state(ModelState::Fetching);
+            self.set_state(model, ModelState::Fetching);
             let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
             model.set_eta(Duration::from_secs(2 + bytes / FETCH_BYTES_A_SECOND));
             let started = Instant::now();
@@ -186,7 +191,7 @@ impl Startup {
         files: &ModelFiles,
     ) -> Result<Opening, StartError> {
         let name = || model.name.clone();
-        model.set_state(ModelState::Loading);
+        self.set_state(model, ModelState::Loading);
         let opened = residency::open(files)
             .map_err(|source| StartError::Load { model: name(), source })?;
         if opened.outline.task != model.task {
@@ -266,6 +271,7 @@ impl Startup {
         ledger.kv = u64::from(pages.count) * pages.page_bytes as u64;
         let Ledger { weights, kv, workspace, limit } = ledger;
         self.telemetry.memory(weights, kv, workspace, limit);
+        self.telemetry.kv_limit(pages.count);
         Ok(pages)
     }
 
@@ -286,11 +292,14 @@ impl Startup {
         for ((opening, model), loaded) in lanes.iter().zip(self.catalog.models()).zip(loaded) {
             let Opening { lane, wish, .. } = opening;
             let mut config = budget::lane_config(lane, wish, pages.page_bytes, COST_GUESS);
+            if let LaneKind::Generate { layers, blocks_per_page, .. } = config.kind {
+                self.telemetry.kv_layout(model.lane, layers, blocks_per_page);
+            }
             if let Some(loaded) = loaded {
                 let installed = runner.install(model.lane, loaded);
                 installed.map_err(|error| StartError::Memory(error.to_string()))?;
                 config.cost = self.warm_up(&mut runner, model, &config)?;
-                model.set_state(ModelState::Ready);
+                self.set_state(model, ModelState::Ready);
             }
             configs.push(config);
         }
@@ -315,9 +324,8 @@ impl Startup {
         let elapsed = started.elapsed();
         self.telemetry.stage_finished(model.lane, "warm", elapsed);
         self.telemetry.load_finished(model.lane, Micros(elapsed.as_micros() as u64));
-        let kind = if matches!(config.kind, LaneKind::Encode) { "encode" } else { "generate" };
         let (fixed, row) = (cost.0.0, cost.1.0);
-        tracing::debug!(model = model.name, kind, fixed, row, "first step cost in microseconds");
+        tracing::debug!(model = model.name, fixed, row, "first step cost in microseconds");
         Ok(cost)
     }
 }

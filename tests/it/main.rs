@@ -1,3 +1,11 @@
 //! One binary for all integration tests: a large link is paid once.
 
+mod api;
+mod candle;
+mod clients;
+mod drain;
+mod fixtures;
+mod models;
+mod prometheus;
+mod server;
 mod tidy;

@@ -1,0 +1,74 @@
+"""The OpenAI Python SDK, unchanged, against a running server: python openai_sdk.py BASE_URL"""
+
+import sys
+
+import openai
+
+CHAT = "smollm2-135m-instruct"
+EMBED = "all-minilm-l6-v2"
+MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def main(base_url: str) -> None:
+    client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
+
+    whole = client.chat.completions.create(
+        model=CHAT, messages=MESSAGES, max_tokens=24, temperature=0
+    )
+    text = whole.choices[0].message.content
+    assert "Paris" in text, text
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert whole._request_id
+
+    pieces, usage, finish = [], None, None
+    stream = client.chat.completions.create(
+        model=CHAT,
+        messages=MESSAGES,
+        max_tokens=24,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            pieces.append(choice.delta.content or "")
+            finish = choice.finish_reason or finish
+    assert "".join(pieces) == text
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    assert finish == whole.choices[0].finish_reason
+
+    completion = client.completions.create(
+        model=CHAT, prompt="One, two, three,", max_tokens=5, temperature=0
+    )
+    assert completion.choices[0].text.startswith(" four"), completion.choices[0].text
+
+    # The SDK asks for base64 unless told otherwise.
+    packed = client.embeddings.create(model=EMBED, input=["a small lamp", "a wall bracket"])
+    plain = client.embeddings.create(model=EMBED, input="a small lamp", encoding_format="float")
+    assert len(packed.data) == 2 and len(packed.data[0].embedding) == 384
+    assert packed.data[0].embedding == plain.data[0].embedding
+
+    names = {model.id for model in client.models.list()}
+    assert {CHAT, EMBED} <= names, names
+    assert client.models.retrieve(CHAT).id == CHAT
+
+    expect(openai.NotFoundError, "model_not_found", client, model="nobody")
+    expect(openai.BadRequestError, "context_length_exceeded", client, max_tokens=100_000)
+    expect(openai.BadRequestError, "unsupported", client, n=3)
+    print("all is well")
+
+
+def expect(kind, code, client, **fields) -> None:
+    request = {"model": CHAT, "messages": MESSAGES, "max_tokens": 4} | fields
+    try:
+        client.chat.completions.create(**request)
+    except kind as error:
+        assert error.code == code, (error.code, code)
+        assert error.request_id and error.message
+    else:
+        raise AssertionError(f"{fields} was accepted")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,41 @@
+//! Real clients, unchanged, in a Python environment of the test's own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::server::Server;
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed:\n{text}\n{told}");
+    text
+}
+
+/// The interpreter of an environment that has the clients, made on first use and kept in the
+/// target folder under the requirements' own name.
+fn python() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let requirements = root.join("tests/clients/requirements.txt");
+    let pinned = std::fs::read_to_string(&requirements).unwrap();
+    let name = pinned.trim().replace(['=', '\n', ' '], "-");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("clients-{name}"));
+    let interpreter = folder.join("bin/python");
+    let done = folder.join("done");
+    if !done.exists() {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
+        run(Command::new(&interpreter).args(pip).arg(&requirements));
+        std::fs::write(done, "").unwrap();
+    }
+    interpreter
+}
+
+#[test]
+fn the_openai_sdk_works_unchanged() {
+    let server = Server::start(&["--linger-seconds", "0"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/openai_sdk.py");
+    let told = run(Command::new(python()).arg(script).arg(server.url("/v1")));
+    assert_eq!(told.trim(), "all is well");
+}
