@@ -7,5 +7,6 @@ mod drain;
 mod fixtures;
 mod models;
 mod prometheus;
+mod readme;
 mod server;
 mod tidy;

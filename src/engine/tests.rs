@@ -1,0 +1,240 @@
+//! The loop over a fake device: what requests are told when all goes well, and when it does not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+
+use super::fake::{FakeDevice, FakeRunner, Fault};
+use super::{Ending, Engine, Links, fan_out};
+use crate::error::ErrorKind;
+use crate::lifecycle::Phase;
+use crate::model::ModelTask;
+use crate::request::{
+    Embed, Event, Events, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling, Sink,
+    Submission, Task, TenantId,
+};
+use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
+use crate::telemetry::{Setup, Telemetry};
+
+/// An engine on its thread, with both ends of its links.
+struct Bench {
+    runtime: Runtime,
+    inbox: mpsc::Sender<Submission>,
+    phase: watch::Sender<Phase>,
+    telemetry: Arc<Telemetry>,
+    engine: Option<std::thread::JoinHandle<Ending>>,
+    next: u64,
+}
+
+const GENERATE: LaneId = LaneId(0);
+const EMBED: LaneId = LaneId(1);
+
+impl Bench {
+    fn new(device: FakeDevice) -> Self {
+        let cost = (Micros(100), Micros(10));
+        let lane = |kind| LaneConfig { weight: 1.0, kind, rows_max: 64, cost };
+        let generate = LaneKind::Generate {
+            context: 256,
+            layers: 2,
+            blocks_per_page: 4,
+            guaranteed_groups: 2,
+            seats: 8,
+        };
+        let config = SchedulerConfig {
+            step_target: Micros(10_000),
+            slots: 1,
+            depth: 1,
+            kv_pages: 16,
+        };
+        let scheduler = Scheduler::new(config, vec![lane(generate), lane(LaneKind::Encode)]);
+        let telemetry = Telemetry::new(Setup {
+            models: vec![
+                ("chat".into(), ModelTask::Generate),
+                ("embed".into(), ModelTask::Embed),
+            ],
+            ..Setup::default()
+        });
+        let runtime = Runtime::new().unwrap();
+        let (inbox, receiver) = mpsc::channel(64);
+        let (_, installs) = std::sync::mpsc::channel();
+        let (deliveries, delivered) = mpsc::unbounded_channel();
+        let (phase, watched) = watch::channel(Phase::Ready);
+        runtime.spawn(fan_out(delivered));
+        let links = Links {
+            inbox: receiver,
+            installs,
+            deliveries,
+            phase: watched,
+            telemetry: telemetry.clone(),
+        };
+        let handle = runtime.handle().clone();
+        let engine = std::thread::spawn(move || {
+            let _entered = handle.enter();
+            Engine::new(scheduler, Box::new(FakeRunner::new(device)), (1, 1), links).run()
+        });
+        Self { runtime, inbox, phase, telemetry, engine: Some(engine), next: 0 }
+    }
+
+    fn ask(&mut self, lane: LaneId, task: Task) -> Events {
+        self.next += 1;
+        let (sink, events) = Sink::for_task(&task);
+        let request = Request {
+            id: RequestId(self.next),
+            lane,
+            tenant: TenantId(0),
+            arrived: self.telemetry.now(),
+            deadline: None,
+            task,
+        };
+        self.telemetry.submitted(1);
+        self.inbox.try_send(Submission { request, sink }).unwrap();
+        events
+    }
+
+    fn generate(&mut self, max_tokens: u32) -> Events {
+        let task = Task::Generate(Generate {
+            prompt: vec![1, 2, 3].into(),
+            max_tokens,
+            stop_tokens: vec![9].into(),
+            sampling: Sampling::default(),
+        });
+        self.ask(GENERATE, task)
+    }
+
+    /// Everything that is said until the end.
+    fn hear(&self, mut events: Events) -> Vec<Event> {
+        self.runtime.block_on(async move {
+            let mut heard = Vec::new();
+            let limit = Duration::from_secs(20);
+            while let Some(event) = tokio::time::timeout(limit, events.recv()).await.unwrap() {
+                heard.push(event);
+            }
+            heard
+        })
+    }
+
+    fn end(&mut self) -> Ending {
+        self.engine.take().unwrap().join().unwrap()
+    }
+}
+
+/// A device that says 5, 6, 7, 8, 5, 6, ...
+fn device() -> FakeDevice {
+    FakeDevice { vocabulary: vec![5, 6, 7, 8], width: 4, ..FakeDevice::default() }
+}
+
+fn tokens(events: &[Event]) -> Vec<u32> {
+    let token = |event: &Event| match event {
+        Event::Token(token) => Some(*token),
+        _ => None,
+    };
+    events.iter().filter_map(token).collect()
+}
+
+fn failure(events: &[Event]) -> Option<ErrorKind> {
+    match events.last() {
+        Some(Event::Failed(error)) => Some(error.kind()),
+        _ => None,
+    }
+}
+
+#[test]
+fn an_answer_comes_token_by_token_and_ends_once() {
+    let mut bench = Bench::new(device());
+    let events = bench.generate(4);
+    let heard = bench.hear(events);
+    assert_eq!(tokens(&heard), [8, 5, 6, 7], "positions 3 to 6");
+    let Some(Event::Done { finish, usage }) = heard.last() else { panic!("{heard:?}") };
+    assert_eq!(*finish, Finish::Length);
+    assert_eq!((usage.prompt_tokens, usage.generated_tokens), (3, 4));
+    assert_eq!(heard.iter().filter(|event| event.is_terminal()).count(), 1);
+}
+
+#[test]
+fn a_stop_token_ends_an_answer_unseen() {
+    let mut bench = Bench::new(FakeDevice { vocabulary: vec![5, 6, 7, 8, 9], ..device() });
+    let events = bench.generate(100);
+    let heard = bench.hear(events);
+    assert_eq!(tokens(&heard), [8]);
+    assert!(matches!(heard.last(), Some(Event::Done { finish: Finish::Stop, .. })));
+}
+
+#[test]
+fn vectors_come_for_every_input() {
+    let mut bench = Bench::new(device());
+    let inputs = (1..=10).map(|len| vec![7; len].into()).collect();
+    let events = bench.ask(EMBED, Task::Embed(Embed { inputs }));
+    let heard = bench.hear(events);
+    let mut seen: Vec<u32> = heard
+        .iter()
+        .filter_map(|event| match event {
+            Event::Vector { index, values } => {
+                assert_eq!(values.len(), 4);
+                Some(*index)
+            }
+            _ => None,
+        })
+        .collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..10).collect::<Vec<u32>>());
+    assert!(matches!(heard.last(), Some(Event::Done { finish: Finish::Complete, .. })));
+}
+
+#[test]
+fn a_panic_in_a_step_fails_that_batch_only() {
+    for fault in [Fault::Panic, Fault::Step] {
+        let mut bench = Bench::new(FakeDevice { faults: vec![(1, fault)], ..device() });
+        let events = bench.generate(4);
+        let heard = bench.hear(events);
+        assert_eq!(tokens(&heard), [8]);
+        assert_eq!(failure(&heard), Some(ErrorKind::StepFailed));
+        let events = bench.generate(4);
+        assert_eq!(tokens(&bench.hear(events)), [8, 5, 6, 7], "the next one is served");
+        bench.phase.send(Phase::Closing).unwrap();
+        assert_eq!(bench.end(), Ending::Stopped);
+    }
+}
+
+#[test]
+fn a_dead_device_tells_everybody_and_ends_the_engine() {
+    let slow = Duration::from_millis(5);
+    let faults = vec![(3, Fault::Fatal)];
+    let mut bench = Bench::new(FakeDevice { step: slow, faults, ..device() });
+    let running: Vec<Events> = (0..3).map(|_| bench.generate(100)).collect();
+    for events in running {
+        assert_eq!(failure(&bench.hear(events)), Some(ErrorKind::DeviceFailed));
+    }
+    assert!(matches!(bench.end(), Ending::Failed(_)));
+    assert!(bench.inbox.is_closed(), "nobody is let in any more");
+}
+
+#[test]
+fn closing_cuts_what_runs_and_says_so() {
+    let step = Duration::from_millis(5);
+    let mut bench = Bench::new(FakeDevice { step, ..device() });
+    let running: Vec<Events> = (0..12).map(|_| bench.generate(200)).collect();
+    std::thread::sleep(Duration::from_millis(60));
+    bench.phase.send(Phase::Closing).unwrap();
+    assert_eq!(bench.end(), Ending::Stopped);
+    for events in running {
+        let heard = bench.hear(events);
+        assert_eq!(failure(&heard), Some(ErrorKind::Cut));
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_place() {
+    let step = Duration::from_millis(2);
+    let mut bench = Bench::new(FakeDevice { step, ..device() });
+    let mut gone: Vec<Events> = (0..8).map(|_| bench.generate(200)).collect();
+    bench.runtime.block_on(gone[0].recv()).unwrap();
+    drop(gone);
+    let started = std::time::Instant::now();
+    let events = bench.generate(4);
+    assert_eq!(tokens(&bench.hear(events)).len(), 4);
+    assert!(started.elapsed() < Duration::from_millis(300), "200 tokens would take longer");
+    let load = bench.telemetry.snapshot().load;
+    assert_eq!(load.lanes.iter().map(|lane| lane.running + lane.waiting).sum::<u32>(), 0);
+}
