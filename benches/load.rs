@@ -28,7 +28,7 @@ struct Seen {
 }
 
 fn main() {
-    let server = Server::start(&["--linger-seconds", "0"]);
+    let server = Server::start(&[]);
     warm_up(&server);
     println!("| streams | tokens/s | first token p50 | p99 | between tokens p50 | p99 |");
     println!("|---|---|---|---|---|---|");

@@ -8,7 +8,7 @@ use crate::server::{Server, chat, get, post, stream};
 /// One server for all tests of this file: they only ask.
 fn server() -> &'static Server {
     static SERVER: std::sync::OnceLock<Server> = std::sync::OnceLock::new();
-    SERVER.get_or_init(|| Server::start(&["--linger-seconds", "0"]))
+    SERVER.get_or_init(|| Server::start(&[]))
 }
 
 const CHAT: &str = "/v1/chat/completions";

@@ -34,7 +34,7 @@ fn python() -> PathBuf {
 
 #[test]
 fn the_openai_sdk_works_unchanged() {
-    let server = Server::start(&["--linger-seconds", "0"]);
+    let server = Server::start(&[]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/openai_sdk.py");
     let told = run(Command::new(python()).arg(script).arg(server.url("/v1")));
     assert_eq!(told.trim(), "all is well");

@@ -63,7 +63,7 @@ fn summary(stdout: &str) -> Value {
 
 #[test]
 fn sigterm_cuts_no_stream_that_fits_the_grace() {
-    let mut server = Server::start(&["--grace-seconds", "60", "--linger-seconds", "0"]);
+    let mut server = Server::start(&["--grace-seconds", "60"]);
     let streams = open_streams(&server, 200);
     server.signal("TERM");
     server.wait_until("lame duck", Duration::from_secs(5), || {
@@ -87,7 +87,7 @@ fn sigterm_cuts_no_stream_that_fits_the_grace() {
 
 #[test]
 fn streams_that_do_not_fit_the_grace_are_told() {
-    let mut server = Server::start(&["--grace-seconds", "5", "--linger-seconds", "0"]);
+    let mut server = Server::start(&["--grace-seconds", "5"]);
     let streams = open_streams(&server, 7000);
     let noticed = Instant::now();
     server.signal("TERM");
@@ -110,7 +110,7 @@ fn streams_that_do_not_fit_the_grace_are_told() {
 
 #[test]
 fn a_second_sigterm_closes_at_once() {
-    let mut server = Server::start(&["--grace-seconds", "100", "--linger-seconds", "0"]);
+    let mut server = Server::start(&["--grace-seconds", "100"]);
     let stream = open_stream(&server, 7000);
     server.wait_until("in flight", Duration::from_secs(60), || {
         server.metric("sconce_requests_running") > 0.0
@@ -127,7 +127,7 @@ fn a_second_sigterm_closes_at_once() {
 
 #[test]
 fn sigterm_while_loading_ends_quickly() {
-    let mut server = Server::launch(&["--grace-seconds", "30", "--linger-seconds", "0"]);
+    let mut server = Server::launch(&["--grace-seconds", "30"]);
     server.signal("TERM");
     let (status, _) = server.wait_exit(Duration::from_secs(10));
     assert_eq!(status.code(), Some(0), "{}", server.log());
@@ -135,7 +135,7 @@ fn sigterm_while_loading_ends_quickly() {
 
 #[test]
 fn a_drain_by_request_waits_for_sigterm() {
-    let mut server = Server::start(&["--grace-seconds", "20", "--linger-seconds", "0"]);
+    let mut server = Server::start(&["--grace-seconds", "20"]);
     let (status, drain) = post(&server.admin_url("/drain?deadline=60"), &json!(null));
     assert!(status == 200 || status == 202, "{status} {drain}");
     server.wait_until("drained", Duration::from_secs(30), || {

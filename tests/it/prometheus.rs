@@ -83,7 +83,7 @@ const COST_PER_INFERENCE: &str = r#"
 #[test]
 #[ignore = "needs Debian's package prometheus"]
 fn prometheus_answers_what_scalers_and_dashboards_ask() {
-    let server = Server::start(&["--linger-seconds", "0", "--device-hourly-usd", "3.6"]);
+    let server = Server::start(&["--device-hourly-usd", "3.6"]);
     let prometheus = Prometheus::scrape(server.admin_address());
     // With nothing to do the answers are numbers, not emptiness: emptiness reads as an outage.
     assert_eq!(prometheus.wait(QUEUE, |_| true), 0.0);
@@ -126,7 +126,7 @@ fn prometheus_answers_what_scalers_and_dashboards_ask() {
 #[test]
 #[ignore = "needs Debian's package prometheus"]
 fn promtool_finds_nothing_to_complain_about() {
-    let server = Server::start(&["--linger-seconds", "0", "--device-hourly-usd", "1"]);
+    let server = Server::start(&["--device-hourly-usd", "1"]);
     post(&server.url("/v1/chat/completions"), &chat("Hi", 4));
     let (status, page) = get(&server.admin_url("/metrics"));
     assert_eq!(status, 200);

@@ -30,7 +30,7 @@ fn commands() -> Vec<String> {
 
 #[test]
 fn every_command_of_the_readme_works() {
-    let server = Server::start(&["--linger-seconds", "0"]);
+    let server = Server::start(&[]);
     let commands = commands();
     assert!(commands.len() >= 7, "{commands:?}");
     for command in commands {

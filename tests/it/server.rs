@@ -33,6 +33,7 @@ impl Server {
     pub fn launch(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
         command.arg("serve").args(["--port", "0", "--admin-port", "0", "--log-format", "json"]);
+        command.args(["--config", "tests/it/sconce.toml"]);
         command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
