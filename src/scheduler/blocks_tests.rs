@@ -1,0 +1,1 @@
+//! Tests of one lane's block accounting.

@@ -1,0 +1,214 @@
+//! An encoding model's lane: whole inputs, packed into steps in order of arrival. Knows no other
+//! lane, and no state between steps.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::slab::Slab;
+use super::step::{Input, Output, Span, StepKind};
+use super::turn::{CommitTurn, PlanTurn, Result};
+use crate::error::Error;
+use crate::request::{Embed, Event, Finish, Micros, Request, RequestId, TokenId, Usage};
+
+/// Requests of one encoding model.
+///
+/// A step packs whole inputs as long as it is expected to stay within its target; one always
+/// goes. The inputs of a request may spread over several steps.
+#[derive(Debug)]
+pub(super) struct EncodeLane {
+    pub(super) rows_max: u32,
+    pub(super) requests: Slab<Encoding>,
+    /// Requests with inputs that are not planned yet, in order of arrival.
+    queue: VecDeque<u32>,
+    /// Requests without rows so far, requests with some, and tokens not planned yet.
+    pub(super) waiting: u32,
+    pub(super) running: u32,
+    pub(super) waiting_tokens: u64,
+}
+
+/// One request.
+#[derive(Debug)]
+pub(super) struct Encoding {
+    pub(super) id: RequestId,
+    pub(super) arrived: Micros,
+    inputs: Vec<Arc<[TokenId]>>,
+    /// Inputs planned, and committed, so far.
+    planned: u32,
+    committed: u32,
+    /// Whether anything is still to be said about it.
+    live: bool,
+}
+
+impl EncodeLane {
+    /// A lane with nothing to do.
+    pub(super) fn new(rows_max: u32) -> Self {
+        Self {
+            rows_max,
+            requests: Slab::new(),
+            queue: VecDeque::new(),
+            waiting: 0,
+            running: 0,
+            waiting_tokens: 0,
+        }
+    }
+
+    /// Whether any request waits or runs.
+    pub(super) fn has_work(&self) -> bool {
+        self.waiting + self.running > 0
+    }
+
+    /// Arrival of the oldest waiting request.
+    pub(super) fn oldest(&self) -> Option<Micros> {
+        let waiting = |&&index: &&u32| self.requests[index].planned == 0;
+        self.queue.iter().find(waiting).map(|&index| self.requests[index].arrived)
+    }
+
+    /// Whether the request has had no rows yet.
+    pub(super) fn is_waiting(&self, index: u32) -> bool {
+        self.requests[index].planned == 0
+    }
+
+    /// Takes a request in, to wait; returns its index.
+    pub(super) fn admit(&mut self, request: &Request, task: Embed) -> u32 {
+        assert!(!task.inputs.is_empty(), "an embedding request has inputs");
+        for input in &task.inputs {
+            let fits = !input.is_empty() && input.len() <= self.rows_max as usize;
+            assert!(fits, "an input of {} tokens, of at most {}", input.len(), self.rows_max);
+        }
+        let encoding = Encoding {
+            id: request.id,
+            arrived: request.arrived,
+            inputs: task.inputs,
+            planned: 0,
+            committed: 0,
+            live: true,
+        };
+        self.waiting += 1;
+        self.waiting_tokens += encoding.tokens(0);
+        let index = self.requests.insert(encoding);
+        self.queue.push_back(index);
+        index
+    }
+
+    /// Fills the step with whole inputs, in order.
+    pub(super) fn plan(&mut self, turn: &mut PlanTurn) {
+        turn.step.kind = StepKind::Encode;
+        let budget = turn.cost.rows_within(StepKind::Encode, turn.target).min(self.rows_max);
+        while let Some(&index) = self.queue.front() {
+            let encoding = &mut self.requests[index];
+            let input = &encoding.inputs[encoding.planned as usize];
+            let (first, rows) = (turn.step.rows() as u32, input.len() as u32);
+            if first > 0 && first + rows > budget {
+                break;
+            }
+            if encoding.planned == 0 {
+                self.waiting -= 1;
+                self.running += 1;
+                let waited = turn.now.since(encoding.arrived);
+                turn.notes.scheduled.push((turn.step.lane, waited));
+            }
+            turn.step.tokens.extend_from_slice(input);
+            turn.step.spans.push(Span {
+                request: encoding.id,
+                part: encoding.planned,
+                rows: first..first + rows,
+                start: 0,
+                blocks: 0..0,
+                input: Input::Known,
+                output: Output::Pool,
+            });
+            turn.members.push(index);
+            self.waiting_tokens -= u64::from(rows);
+            encoding.planned += 1;
+            if encoding.planned as usize == encoding.inputs.len() {
+                self.queue.pop_front();
+            }
+        }
+    }
+
+    /// Takes in what a step gave; `members` are the requests behind its spans.
+    pub(super) fn commit(&mut self, result: Result, members: &[u32], turn: &mut CommitTurn) {
+        let vectors = &result.outcome.vectors;
+        assert!(vectors.len() == members.len(), "an outcome has one vector for each input");
+        for ((span, &index), values) in result.step.spans.iter().zip(members).zip(vectors) {
+            if !self.land(index, span, turn) {
+                continue;
+            }
+            turn.say(span.request, Event::Vector { index: span.part, values: values.clone() });
+            let encoding = &self.requests[index];
+            if encoding.committed as usize == encoding.inputs.len() {
+                let prompt_tokens = encoding.tokens(0) as u32;
+                let usage = Usage { prompt_tokens, ..Usage::default() };
+                turn.finish(span.request, Finish::Complete, usage);
+                self.drop_request(index);
+            }
+        }
+    }
+
+    /// Takes in that a step failed: its requests end with `error`.
+    pub(super) fn abandon(
+        &mut self,
+        spans: &[Span],
+        members: &[u32],
+        error: &Error,
+        turn: &mut CommitTurn,
+    ) {
+        for (span, &index) in spans.iter().zip(members) {
+            if self.land(index, span, turn) {
+                turn.fail(span.request, error);
+                self.drop_request(index);
+            }
+        }
+    }
+
+    /// Ends a live request about which nothing more is to be said.
+    pub(super) fn drop_request(&mut self, index: u32) {
+        let encoding = &mut self.requests[index];
+        assert!(encoding.live, "a request ends once");
+        encoding.live = false;
+        if encoding.planned == 0 {
+            self.waiting -= 1;
+        } else {
+            self.running -= 1;
+        }
+        self.waiting_tokens -= encoding.tokens(encoding.planned);
+        if (encoding.planned as usize) < encoding.inputs.len() {
+            self.queue.retain(|&other| other != index);
+        }
+        if encoding.committed == encoding.planned {
+            self.requests.remove(index);
+        }
+    }
+
+    /// Fails every live request.
+    pub(super) fn fail_all(&mut self, error: &Error, turn: &mut CommitTurn) {
+        let live: Vec<u32> =
+            self.requests.indices().filter(|&index| self.requests[index].live).collect();
+        for index in live {
+            turn.fail(self.requests[index].id, error);
+            self.drop_request(index);
+        }
+    }
+
+    /// One input less in flight; false if its result no longer matters.
+    fn land(&mut self, index: u32, span: &Span, turn: &mut CommitTurn) -> bool {
+        let encoding = &mut self.requests[index];
+        assert!(encoding.id == span.request, "a request stays while it is in flight");
+        encoding.committed += 1;
+        if encoding.live {
+            return true;
+        }
+        turn.notes.cancelled_rows += span.len() as u32;
+        if encoding.committed == encoding.planned {
+            self.requests.remove(index);
+        }
+        false
+    }
+}
+
+impl Encoding {
+    /// Tokens of all inputs from the `first`-th on.
+    fn tokens(&self, first: u32) -> u64 {
+        self.inputs[first as usize..].iter().map(|input| input.len() as u64).sum()
+    }
+}

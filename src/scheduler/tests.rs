@@ -1,0 +1,1 @@
+//! Tests of the scheduler as a whole: one mechanism each.
