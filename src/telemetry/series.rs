@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder};
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use super::Setup;
@@ -146,9 +146,10 @@ impl Maker {
         let recorder = PrometheusBuilder::new().build_recorder();
         for family in table::ALL {
             let (name, help) = (family.name.into(), family.help.into());
+            let unit = Unit::from_string(family.unit);
             match family.kind {
-                Kind::Counter => recorder.describe_counter(name, None, help),
-                Kind::Gauge => recorder.describe_gauge(name, None, help),
+                Kind::Counter => recorder.describe_counter(name, unit, help),
+                Kind::Gauge => recorder.describe_gauge(name, unit, help),
                 Kind::Histogram | Kind::NanoCounter => {}
             }
         }
