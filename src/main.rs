@@ -9,7 +9,7 @@ use sconce::config::error::ConfigError;
 use sconce::config::flags::Flags;
 use sconce::config::load::{Environment, load};
 use sconce::config::{Config, Log};
-use sconce::store::error::StoreError;
+use sconce::engine::start::StartError;
 use sconce::store::progress::Progress;
 use sconce::{pull, serve};
 use tracing_subscriber::EnvFilter;
@@ -36,8 +36,11 @@ enum Command {
     },
 }
 
+// From sysexits.h.
 const USAGE: u8 = 64;
+const DATA: u8 = 65;
 const SOFTWARE: u8 = 70;
+const CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -99,5 +102,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<ConfigError>() {
         return error.exit_code();
     }
-    error.downcast_ref::<StoreError>().map_or(SOFTWARE, StoreError::exit_code)
+    match error.downcast_ref::<StartError>() {
+        Some(StartError::Fetch(error)) => error.exit_code(),
+        Some(StartError::Memory(_)) => CONFIG,
+        Some(StartError::Load { .. } | StartError::Text { .. }) => DATA,
+        _ => SOFTWARE,
+    }
 }

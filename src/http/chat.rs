@@ -48,8 +48,8 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
     let messages = messages(body.messages.take().unwrap_or_default())?;
     let name = generate::model_name(body.model.as_ref())?;
     let (model, text) = front.enter(ticket, name, ModelTask::Generate)?;
-    let prompt = front.render(text, messages, model.context).await?;
-    let defaults = (Shape::Chat, model.context);
+    let prompt = front.render(text, messages, model.context()).await?;
+    let defaults = (Shape::Chat, model.context());
     generate::submit(front, ticket, (model, text), defaults, &params, vec![prompt])
 }
 

@@ -50,7 +50,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
     }
     let name = generate::model_name(body.model.as_ref())?;
     let (model, text) = front.enter(ticket, name, ModelTask::Generate)?;
-    let prompts = input.encode(front, text, model.context, "prompt").await?;
+    let prompts = input.encode(front, text, model.context(), "prompt").await?;
     let defaults = (Shape::Text, MAX_TOKENS_DEFAULT);
     generate::submit(front, ticket, (model, text), defaults, &params, prompts)
 }

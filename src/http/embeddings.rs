@@ -109,7 +109,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
     }
     let name = model_name(body.model.as_ref())?;
     let (model, text) = front.enter(ticket, name, ModelTask::Embed)?;
-    let inputs = input.encode(front, text, model.context, "input").await?;
+    let inputs = input.encode(front, text, model.context(), "input").await?;
     check_lengths(model, &inputs)?;
     let count = inputs.len();
     let mut receivers = front.submit(ticket, model, vec![Task::Embed(Embed { inputs })])?;
@@ -118,7 +118,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
 }
 
 fn check_lengths(model: &Model, inputs: &[Arc<[TokenId]>]) -> Result<()> {
-    let limit = model.context as usize;
+    let limit = model.context() as usize;
     let Some(index) = inputs.iter().position(|input| input.len() > limit) else {
         return Ok(());
     };

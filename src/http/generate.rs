@@ -52,7 +52,7 @@ pub(super) fn submit(
     let lengths: Vec<u32> = prompts.iter().map(|prompt| prompt.len() as u32).collect();
     let tasks = prompts
         .into_iter()
-        .map(|prompt| params.generate(prompt, text, model.context, default_max))
+        .map(|prompt| params.generate(prompt, text, model.context(), default_max))
         .map(|generate| generate.map(Task::Generate))
         .collect::<Result<Vec<Task>>>()?;
     let receivers = front.submit(ticket, model, tasks)?;

@@ -58,6 +58,6 @@ fn card(model: &Model) -> Card<'_> {
         object: "model",
         created: model.created,
         owned_by: &model.owned_by,
-        max_model_len: model.context,
+        max_model_len: model.context(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod api;
 mod candle;
+mod cli;
 mod clients;
 mod drain;
 mod fixtures;
