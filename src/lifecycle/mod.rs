@@ -101,7 +101,7 @@ impl Lifecycle {
         telemetry.phase_entered(Phase::Loading.as_str());
         Arc::new(Self {
             phase: watch::Sender::new(Phase::Loading),
-            record: Mutex::new(Record { life: Life::new(), entered, first_notice: None }),
+            record: Mutex::new(Record { life: Life::default(), entered, first_notice: None }),
             flights: Flights::new(Arc::clone(&telemetry)),
             hurry: Notify::new(),
             started: Instant::now(),

@@ -70,9 +70,8 @@ impl Budget {
     }
 }
 
-impl Life {
-    /// At the start.
-    pub fn new() -> Self {
+impl Default for Life {
+    fn default() -> Self {
         Self {
             phase: Phase::Loading,
             deadline: None,
@@ -83,7 +82,9 @@ impl Life {
             closing_ends: Micros(0),
         }
     }
+}
 
+impl Life {
     /// What `event` makes of it: at most one phase further.
     #[must_use]
     pub fn next(mut self, event: Event, now: Micros) -> Life {
@@ -194,11 +195,11 @@ mod tests {
         let told = if terminate { TERM } else { NOTICE };
         let look = |in_flight| Event::Look { in_flight };
         let now = Micros(0);
-        let ready = Life::new().next(Event::ModelsReady, now);
+        let ready = Life::default().next(Event::ModelsReady, now);
         let duck = ready.next(told, now);
         let draining = duck.next(look(1), at(6.0));
         match phase {
-            Phase::Loading => Life::new(),
+            Phase::Loading => Life::default(),
             Phase::Ready => ready,
             Phase::LameDuck => duck,
             Phase::Draining => draining,
@@ -292,7 +293,7 @@ mod tests {
             terminate,
             at_once: false,
         };
-        let ready = Life::new().next(Event::ModelsReady, Micros(0));
+        let ready = Life::default().next(Event::ModelsReady, Micros(0));
         let far = ready.next(within(120, false), Micros(0));
         assert_eq!((far.deadline, far.wake()), (Some(at(120.0)), Some(at(10.0))));
         let farther = far.next(within(300, false), at(1.0));
