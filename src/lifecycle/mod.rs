@@ -123,7 +123,7 @@ impl Lifecycle {
     }
 
     /// Lets a request in, or says why not: `ModelLoading` while loading, `Draining` from then on,
-    /// `DeviceFailed` after the engine died. The guard keeps `sconce_requests_in_flight`.
+    /// `DeviceFailed` after the engine died. The guard keeps the gauge of requests in flight.
     ///
     /// # Errors
     /// As above, with the time after which to try again.

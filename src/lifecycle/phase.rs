@@ -56,7 +56,7 @@ pub struct Life {
 }
 
 impl Budget {
-    /// Splits `grace` as NAMES.md says: margin = clamp(0.1 G, 1, 5) s, lame duck =
+    /// Splits `grace`: margin = clamp(0.1 G, 1, 5) s, lame duck =
     /// clamp(0.2 G, 2, 10) s; of a very short grace no more than a half and a third.
     pub fn of(grace: Micros) -> Self {
         const SECOND: u64 = 1_000_000;
@@ -231,7 +231,8 @@ mod tests {
             (Closing, true,  [Closing, Closing, Closing,  Closing,  Closing, Stopped,  Closing]),
             (Stopped, true,  [Stopped, Stopped, Stopped,  Stopped,  Stopped, Stopped,  Stopped]),
             // by a notice
-            (LameDuck, false, [LameDuck, LameDuck, Draining, LameDuck, Closing, LameDuck, LameDuck]),
+            (LameDuck, false,
+                [LameDuck, LameDuck, Draining, LameDuck, Closing, LameDuck, LameDuck]),
             (Draining, false, [Draining, Draining, Draining, Draining, Closing, Drained, Draining]),
             (Drained, false,  [Drained, Closing, Closing, Drained, Closing, Drained, Drained]),
             (Closing, false,  [Closing, Closing, Closing, Closing, Closing, Stopped, Closing]),
@@ -252,7 +253,7 @@ mod tests {
         }
     }
 
-    /// The examples of NAMES.md: 15 → 3 / 10.5 / 1.5, 30 → 6 / 21 / 3, 120 → 10 / 105 / 5.
+    /// The documented examples: 15 → 3 / 10.5 / 1.5, 30 → 6 / 21 / 3, 120 → 10 / 105 / 5.
     #[test]
     fn budgets() {
         for (grace, lame_duck, drain, margin) in
