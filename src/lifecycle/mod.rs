@@ -101,7 +101,7 @@ impl Lifecycle {
         telemetry.phase_entered(Phase::Loading.as_str());
         Arc::new(Self {
             phase: watch::Sender::new(Phase::Loading),
-            record: Mutex::new(Record { life: Life::new(), entered, first_notice: None }),
+            record: Mutex::new(Record { life: Life::default(), entered, first_notice: None }),
             flights: Flights::new(Arc::clone(&telemetry)),
             hurry: Notify::new(),
             started: Instant::now(),
@@ -123,7 +123,7 @@ impl Lifecycle {
     }
 
     /// Lets a request in, or says why not: `ModelLoading` while loading, `Draining` from then on,
-    /// `DeviceFailed` after the engine died. The guard keeps `sconce_requests_in_flight`.
+    /// `DeviceFailed` after the engine died. The guard keeps the gauge of requests in flight.
     ///
     /// # Errors
     /// As above, with the time after which to try again.

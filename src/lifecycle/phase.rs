@@ -56,7 +56,7 @@ pub struct Life {
 }
 
 impl Budget {
-    /// Splits `grace` as NAMES.md says: margin = clamp(0.1 G, 1, 5) s, lame duck =
+    /// Splits `grace`: margin = clamp(0.1 G, 1, 5) s, lame duck =
     /// clamp(0.2 G, 2, 10) s; of a very short grace no more than a half and a third.
     pub fn of(grace: Micros) -> Self {
         const SECOND: u64 = 1_000_000;
@@ -70,9 +70,8 @@ impl Budget {
     }
 }
 
-impl Life {
-    /// At the start.
-    pub fn new() -> Self {
+impl Default for Life {
+    fn default() -> Self {
         Self {
             phase: Phase::Loading,
             deadline: None,
@@ -83,7 +82,9 @@ impl Life {
             closing_ends: Micros(0),
         }
     }
+}
 
+impl Life {
     /// What `event` makes of it: at most one phase further.
     #[must_use]
     pub fn next(mut self, event: Event, now: Micros) -> Life {
@@ -194,11 +195,11 @@ mod tests {
         let told = if terminate { TERM } else { NOTICE };
         let look = |in_flight| Event::Look { in_flight };
         let now = Micros(0);
-        let ready = Life::new().next(Event::ModelsReady, now);
+        let ready = Life::default().next(Event::ModelsReady, now);
         let duck = ready.next(told, now);
         let draining = duck.next(look(1), at(6.0));
         match phase {
-            Phase::Loading => Life::new(),
+            Phase::Loading => Life::default(),
             Phase::Ready => ready,
             Phase::LameDuck => duck,
             Phase::Draining => draining,
@@ -230,7 +231,8 @@ mod tests {
             (Closing, true,  [Closing, Closing, Closing,  Closing,  Closing, Stopped,  Closing]),
             (Stopped, true,  [Stopped, Stopped, Stopped,  Stopped,  Stopped, Stopped,  Stopped]),
             // by a notice
-            (LameDuck, false, [LameDuck, LameDuck, Draining, LameDuck, Closing, LameDuck, LameDuck]),
+            (LameDuck, false,
+                [LameDuck, LameDuck, Draining, LameDuck, Closing, LameDuck, LameDuck]),
             (Draining, false, [Draining, Draining, Draining, Draining, Closing, Drained, Draining]),
             (Drained, false,  [Drained, Closing, Closing, Drained, Closing, Drained, Drained]),
             (Closing, false,  [Closing, Closing, Closing, Closing, Closing, Stopped, Closing]),
@@ -251,7 +253,7 @@ mod tests {
         }
     }
 
-    /// The examples of NAMES.md: 15 → 3 / 10.5 / 1.5, 30 → 6 / 21 / 3, 120 → 10 / 105 / 5.
+    /// The documented examples: 15 → 3 / 10.5 / 1.5, 30 → 6 / 21 / 3, 120 → 10 / 105 / 5.
     #[test]
     fn budgets() {
         for (grace, lame_duck, drain, margin) in
@@ -292,7 +294,7 @@ mod tests {
             terminate,
             at_once: false,
         };
-        let ready = Life::new().next(Event::ModelsReady, Micros(0));
+        let ready = Life::default().next(Event::ModelsReady, Micros(0));
         let far = ready.next(within(120, false), Micros(0));
         assert_eq!((far.deadline, far.wake()), (Some(at(120.0)), Some(at(10.0))));
         let farther = far.next(within(300, false), at(1.0));
