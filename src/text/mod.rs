@@ -1,10 +1,20 @@
 //! Text in, tokens out, and back: tokenizers, chat templates, incremental decoding, stop strings.
 //! Knows models' files only as bytes and headers; no HTTP, no device.
 
+mod bpe;
+mod control;
+mod decode;
+mod jinja;
+mod literal;
+mod stop;
+mod template;
+mod tokenizer;
+
 use std::sync::Arc;
 
-use crate::error::Result;
 use crate::request::TokenId;
+use crate::store::HeaderError;
+use crate::store::gguf::Header;
 
 /// Everything textual about one model.
 #[derive(Debug, Clone)]
@@ -18,8 +28,18 @@ pub struct ModelText {
 }
 
 /// A model's tokenizer. Cheap to share; encoding is CPU work: long text goes to a blocking pool.
-#[derive(Debug)]
-pub struct Tokenizer {}
+/// Built by [`Tokenizer::from_gguf`] or [`Tokenizer::from_hf_json`].
+pub struct Tokenizer {
+    model: tokenizer::Model,
+    /// What each token adds to a decoded text.
+    bytes: decode::TokenBytes,
+    /// Tokens that only templates and wrapping may yield.
+    controls: control::Controls,
+    /// Goes before wrapped text.
+    begin: Option<TokenId>,
+    /// Goes after wrapped text.
+    end: Option<TokenId>,
+}
 
 /// One chat message, content flattened to text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,75 +50,106 @@ pub struct Message {
     pub content: String,
 }
 
-/// A model's chat template.
+/// A model's chat template: code from a stranger, run without a loader and with limits on its
+/// work, depth and output.
 #[derive(Debug)]
-pub struct ChatTemplate {}
+pub struct ChatTemplate {
+    environment: minijinja::Environment<'static>,
+    begin: String,
+    end: String,
+}
 
 /// Decodes tokens as they come, holding back bytes that are not yet whole characters.
 #[derive(Debug)]
-pub struct DecodeStream {}
+pub struct DecodeStream {
+    tokenizer: Arc<Tokenizer>,
+    pending: Vec<u8>,
+}
 
 /// Looks for stop strings across token borders, holding back what may be the start of one.
 #[derive(Debug)]
-pub struct StopStrings {}
+pub struct StopStrings {
+    patterns: Vec<stop::Pattern>,
+    held: String,
+    found: bool,
+}
 
-#[expect(unused_variables, clippy::unused_self, reason = "skeleton")]
-impl Tokenizer {
-    /// Token ids of `text`, control-token look-alikes as plain text; with the model's own
-    /// prefix and suffix tokens (BERT's `[CLS]`, `[SEP]`; a BOS where the model wants one) if
-    /// `wrap`.
-    pub fn encode(&self, text: &str, wrap: bool) -> Result<Vec<TokenId>> {
-        Ok(Vec::new())
-    }
+/// A tokenizer or a chat template that cannot be used: what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct TextError(String);
 
-    /// Number of token ids.
-    pub fn vocab_size(&self) -> usize {
-        0
-    }
-
-    /// A decoder for one answer.
-    pub fn stream(self: &Arc<Self>) -> DecodeStream {
-        DecodeStream {}
+impl From<HeaderError> for TextError {
+    fn from(error: HeaderError) -> Self {
+        TextError(error.to_string())
     }
 }
 
-#[expect(unused_variables, clippy::unused_self, reason = "skeleton")]
-impl ChatTemplate {
-    /// The prompt of a conversation, ending with the generation prompt. Control tokens come from
-    /// the template alone, never from message content.
-    pub fn render(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<TokenId>> {
-        Ok(Vec::new())
+/// Metadata keys that name a token which ends an answer.
+const STOP_KEYS: [&str; 3] =
+    ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// Control tokens that end an answer wherever a vocabulary has them: files often name only one.
+const STOP_NAMES: [&str; 8] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "</s>",
+];
+
+impl ModelText {
+    /// A generator's text from its GGUF header. A file without a template serves completions
+    /// only.
+    ///
+    /// # Errors
+    /// The vocabulary or the template cannot be used.
+    pub fn from_gguf(header: &Header) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::from_gguf(header)?;
+        let tokens = header.strings("tokenizer.ggml.tokens")?;
+        let text_at = |key: &str| -> Result<&str, TextError> {
+            if !header.has(key) {
+                return Ok("");
+            }
+            let id = header.u32(key)?;
+            tokens.get(id as usize).copied().ok_or_else(|| {
+                TextError(format!("{key} is {id}; the vocabulary has {} tokens", tokens.len()))
+            })
+        };
+        let template = if header.has("tokenizer.chat_template") {
+            let source = header.str("tokenizer.chat_template")?;
+            let begin = text_at("tokenizer.ggml.bos_token_id")?;
+            let end = text_at("tokenizer.ggml.eos_token_id")?;
+            Some(Arc::new(ChatTemplate::new(source, begin, end)?))
+        } else {
+            None
+        };
+
+        let mut stops = Vec::new();
+        for key in STOP_KEYS {
+            if header.has(key) {
+                text_at(key)?;
+                stops.push(header.u32(key)?);
+            }
+        }
+        stops.extend(STOP_NAMES.iter().filter_map(|name| tokenizer.control(name)));
+        stops.sort_unstable();
+        stops.dedup();
+        Ok(Self { tokenizer: Arc::new(tokenizer), template, stop_tokens: stops.into() })
+    }
+
+    /// An encoder's text from its `tokenizer.json`: no template, no stop tokens.
+    ///
+    /// # Errors
+    /// The tokenizer cannot be used.
+    pub fn from_hf(tokenizer_json: &[u8]) -> Result<Self, TextError> {
+        let tokenizer = Arc::new(Tokenizer::from_hf_json(tokenizer_json)?);
+        Ok(Self { tokenizer, template: None, stop_tokens: Arc::from([]) })
     }
 }
 
-#[expect(unused_variables, clippy::unused_self, reason = "skeleton")]
-impl DecodeStream {
-    /// The text that `token` completes; may be empty.
-    pub fn push(&mut self, token: TokenId) -> String {
-        String::new()
-    }
-
-    /// What is left at the end: an incomplete character becomes U+FFFD.
-    pub fn finish(&mut self) -> String {
-        String::new()
-    }
-}
-
-#[expect(unused_variables, clippy::unused_self, reason = "skeleton")]
-impl StopStrings {
-    /// None of `strings` is empty.
-    pub fn new(strings: Vec<String>) -> Self {
-        Self {}
-    }
-
-    /// Text that can be shown now, and whether a stop string was found (what follows it, and the
-    /// string itself, are dropped).
-    pub fn push(&mut self, text: &str) -> (String, bool) {
-        (String::new(), false)
-    }
-
-    /// What was held back, at the end.
-    pub fn finish(&mut self) -> String {
-        String::new()
-    }
-}
+#[cfg(test)]
+mod tests;
