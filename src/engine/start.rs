@@ -138,16 +138,19 @@ impl Startup {
     pub fn load_later(&self, later: Vec<Later>, install: &std::sync::mpsc::Sender<Install>) {
         for Later { lane, opened, capacity } in later {
             let model = self.catalog.lane(lane);
-            match self.timed_load(model, &opened, capacity) {
-                Ok(loaded) if install.send((lane, loaded)).is_ok() => {
-                    self.set_state(model, ModelState::Ready);
-                }
-                Ok(_) => return,
+            let loaded = match self.timed_load(model, &opened, capacity) {
+                Ok(loaded) => loaded,
                 Err(error) => {
                     tracing::error!(model = model.name, %error, "model cannot be loaded");
                     self.set_state(model, ModelState::Failed);
+                    continue;
                 }
+            };
+            // The engine has ended: nobody will be served any more.
+            if install.send((lane, loaded)).is_err() {
+                return;
             }
+            self.set_state(model, ModelState::Ready);
         }
     }
 
