@@ -38,7 +38,8 @@ const USER_DEFINED: i64 = 4;
 
 impl Tokenizer {
     /// The tokenizer of a `tokenizer.json`. Its own padding and truncation are switched off:
-    /// limits are the server's, and must not cut a text in silence.
+    /// limits are the server's, and must not cut a text in silence. Decoding is exact for
+    /// byte-level vocabularies; others give their tokens as they are written.
     ///
     /// # Errors
     /// The file is not one.

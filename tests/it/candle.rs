@@ -7,7 +7,7 @@ use candle_transformers::models::bert::{BertModel, Config};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use sconce::kernels::execute::SetKind;
 
-use crate::fixtures::{golden, model_files};
+use crate::fixtures::{golden_json, model_files};
 use crate::models::{Bench, ENCODER, GENERATOR, cosine, ids};
 
 #[test]
@@ -20,7 +20,7 @@ fn smollm2_follows_candles_llama() {
     let mut candle = ModelWeights::from_gguf(content, &mut file, &device).unwrap();
     let mut bench = Bench::new(GENERATOR, SetKind::detect(), 2);
 
-    let golden = golden("smollm2_next_token.json");
+    let golden = golden_json("smollm2_next_token.json");
     let (mut agreed, mut positions) = (0, 0);
     for prompt in &golden["prompts"].as_array().unwrap()[..2] {
         let prompt_ids = ids(&prompt["prompt_ids"]);
@@ -55,7 +55,7 @@ fn minilm_agrees_with_candles_bert() {
     let candle = BertModel::load(tensors, &config).unwrap();
     let mut bench = Bench::new(ENCODER, SetKind::detect(), 2);
 
-    let golden = golden("minilm_embeddings.json");
+    let golden = golden_json("minilm_embeddings.json");
     for case in golden["cases"].as_array().unwrap().iter().step_by(10) {
         let tokens = ids(&case["ids"]);
         let input = Tensor::new(tokens.as_slice(), &device).unwrap().unsqueeze(0).unwrap();

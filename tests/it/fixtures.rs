@@ -1,6 +1,7 @@
-//! What tests share: the real models' files, fetched once, and golden data.
+//! Where the tests find real model files and golden data. Knows what they are called, not what
+//! is in them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sconce::config::flags::Flags;
 use sconce::config::load::{Environment, load};
@@ -17,9 +18,23 @@ pub(crate) fn model_files(name: &str) -> ModelFiles {
     ensure(manifest, &config.models, &Progress::lines()).expect("the model's files")
 }
 
-/// A golden file, parsed.
-pub(crate) fn golden(name: &str) -> Value {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    serde_json::from_str(&text).unwrap()
+/// A file of a model, by the manifest's names.
+pub(crate) fn model_file(model: &str, file: &str) -> PathBuf {
+    let files = model_files(model);
+    files.path(file).unwrap_or_else(|| panic!("{model} has no file {file}")).clone()
+}
+
+/// A file of the golden data.
+pub(crate) fn golden(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
+}
+
+/// A golden JSON file.
+///
+/// # Panics
+/// If it is not there or not JSON.
+pub(crate) fn golden_json(file: &str) -> Value {
+    let path = golden(file);
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

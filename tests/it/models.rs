@@ -15,7 +15,7 @@ use sconce::scheduler::step::{
 use sconce::scheduler::{LaneConfig, LaneKind};
 use serde_json::Value;
 
-use crate::fixtures::{golden, model_files};
+use crate::fixtures::{golden_json, model_files};
 
 pub(crate) const GENERATOR: &str = "smollm2-135m-instruct";
 pub(crate) const ENCODER: &str = "all-minilm-l6-v2";
@@ -114,7 +114,7 @@ pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn minilm_agrees_with_sentence_transformers() {
-    let golden = golden("minilm_embeddings.json");
+    let golden = golden_json("minilm_embeddings.json");
     let mut bench = Bench::new(ENCODER, SetKind::detect(), 2);
     let cases = golden["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 50);
@@ -133,7 +133,7 @@ fn minilm_agrees_with_sentence_transformers() {
 
 #[test]
 fn a_packed_batch_of_texts_equals_each_alone_bit_by_bit() {
-    let golden = golden("minilm_embeddings.json");
+    let golden = golden_json("minilm_embeddings.json");
     let mut bench = Bench::new(ENCODER, SetKind::detect(), 2);
     let texts: Vec<Vec<u32>> =
         golden["cases"].as_array().unwrap().iter().map(|case| ids(&case["ids"])).collect();
@@ -157,7 +157,7 @@ fn a_packed_batch_of_texts_equals_each_alone_bit_by_bit() {
 
 #[test]
 fn smollm2_chooses_the_oracles_next_token() {
-    let golden = golden("smollm2_next_token.json");
+    let golden = golden_json("smollm2_next_token.json");
     let mut bench = Bench::new(GENERATOR, SetKind::detect(), 2);
     let (mut positions, mut agreed, mut theirs, mut clear) = (0, 0, 0, 0);
     for prompt in golden["prompts"].as_array().unwrap() {
@@ -192,7 +192,7 @@ fn smollm2_chooses_the_oracles_next_token() {
 
 #[test]
 fn a_sequence_has_the_same_tokens_in_any_batch_and_chunking() {
-    let golden = golden("smollm2_next_token.json");
+    let golden = golden_json("smollm2_next_token.json");
     let prompts: Vec<Vec<u32>> = golden["prompts"].as_array().unwrap()[..6]
         .iter()
         .map(|prompt| ids(&prompt["prompt_ids"]))

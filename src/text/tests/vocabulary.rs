@@ -103,6 +103,44 @@ fn contradictions_are_refused() {
     assert!(ModelText::from_gguf(&header).is_err());
 }
 
+/// A vocabulary from a stranger is refused or used, without a panic.
+#[test]
+fn nonsense_vocabularies_do_no_harm() {
+    let parts = ["", " ", "a", "b", "ab", "a b", "é", "Ġ", "<|x|>", "\u{0}", "<"];
+    let mut random = Random(13);
+    let mut used = 0;
+    for _ in 0..5_000 {
+        let mut strings = |limit: usize| {
+            let texts = (0..random.below(limit)).map(|_| random.pick(&parts).to_owned());
+            Value::Array(texts.map(Value::String).collect())
+        };
+        let (tokens, merges) = (strings(5), strings(3));
+        let Value::Array(texts) = &tokens else { unreachable!() };
+        let types = texts.iter().map(|_| Value::Int(random.below(9) as i64 - 1)).collect();
+        let mut header = header(random.pick(&["gpt-2", "smollm", "llama-bpe", "qwen2"]));
+        for (key, value) in [
+            ("tokens", tokens),
+            ("merges", merges),
+            ("token_type", Value::Array(types)),
+            ("add_bos_token", Value::Bool(random.below(2) == 0)),
+            ("bos_token_id", Value::Uint(random.below(4) as u64)),
+            ("eos_token_id", Value::Uint(random.below(4) as u64)),
+        ] {
+            header.metadata.insert(format!("tokenizer.ggml.{key}"), value);
+        }
+        let template = Value::String("{{ bos_token }}{{ messages[0].content }}".to_owned());
+        header.metadata.insert("tokenizer.chat_template".to_owned(), template);
+        let Ok(text) = ModelText::from_gguf(&header) else { continue };
+        used += 1;
+        let content: String = (0..6).map(|_| random.pick(&parts)).collect();
+        let ids = text.tokenizer.encode(&content, true).unwrap();
+        assert!(ids.iter().all(|id| (*id as usize) < text.tokenizer.vocab_size()));
+        let message = Message { role: "user".to_owned(), content };
+        let _ = text.template.unwrap().render(&text.tokenizer, &[message]);
+    }
+    assert!(used > 100, "{used}");
+}
+
 #[test]
 fn plain_text_never_yields_control_tokens() {
     for pre in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
@@ -205,7 +243,8 @@ const WORD_PIECE: &str = r###"{"version":"1.0",
     "decoder":{"type":"WordPiece","prefix":"##","cleanup":true},
     "model":{"type":"WordPiece","unk_token":"[UNK]","continuing_subword_prefix":"##",
         "max_input_chars_per_word":100,
-        "vocab":{"[PAD]":0,"[UNK]":1,"[CLS]":2,"[SEP]":3,"[":4,"]":5,"cls":6,"word":7,"##s":8}}}"###;
+        "vocab":{"[PAD]":0,"[UNK]":1,"[CLS]":2,"[SEP]":3,
+            "[":4,"]":5,"cls":6,"word":7,"##s":8}}}"###;
 
 #[test]
 fn hf_limits_and_padding_are_off() {
