@@ -85,3 +85,52 @@ fn print(rows: &[Row], out: &mut dyn Write) -> std::io::Result<()> {
     }
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::run;
+    use crate::config::Config;
+    use crate::config::manifest::Manifest;
+    use crate::store::progress::Progress;
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    /// A model whose only file is a local one that holds `abc`.
+    fn manifest(name: &str, path: &std::path::Path, sha256: &str) -> Manifest {
+        let text = format!(
+            "name = {name:?}\naliases = [\"Alias/{name}\"]\ntask = \"embed\"\nlicense = \"MIT\"\n\
+             [[files]]\nfile = \"config.json\"\nsha256 = {sha256:?}\nbytes = 3\n\
+             sources = [\"file:{}\"]\n",
+            path.display()
+        );
+        toml::from_str(&text).expect("a manifest")
+    }
+
+    #[test]
+    fn the_table_names_what_is_there_and_failures_do_not_hide_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("abc");
+        std::fs::write(&path, "abc").expect("a file");
+        let mut config = Config::default();
+        config.models.cache_dir = dir.path().join("cache");
+        let wrong = "0".repeat(64);
+        config.manifests = vec![manifest("bad", &path, &wrong), manifest("good", &path, ABC)];
+        let pull = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut table = Vec::new();
+            let result = run(&config, &names, &Progress::silent(), &mut table);
+            (String::from_utf8(table).expect("text"), result)
+        };
+        let row = format!("good   config.json      3  {}\n", path.display());
+        let (table, result) = pull(&["Alias/good"]);
+        assert_eq!((table, result), (format!("MODEL  FILE         BYTES  WHERE\n{row}"), Ok(())));
+        let (table, result) = pull(&[]);
+        assert!(table.ends_with(&row), "{table}");
+        let failures = result.expect_err("bad fails");
+        assert_eq!((failures.len(), failures[0].exit_code), (1, 65));
+        let (table, result) = pull(&["god"]);
+        let failures = result.expect_err("no such model");
+        assert_eq!((table.as_str(), failures[0].exit_code), ("", 64));
+        assert!(failures[0].message.contains("did you mean good?"), "{}", failures[0].message);
+    }
+}

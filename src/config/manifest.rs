@@ -1,5 +1,8 @@
 //! One model as data: `models/*.toml`. Knows what a manifest may say, not how files are fetched.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -187,7 +190,7 @@ fn manifest_paths(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 /// One checked manifest, its `file:` paths made relative to the working directory.
-fn parse(path: &Path, text: &str) -> Result<Manifest, ConfigError> {
+pub(super) fn parse(path: &Path, text: &str) -> Result<Manifest, ConfigError> {
     let at = |line: usize, message: &str| {
         ConfigError::new(Fault::Config, format!("{}:{line}: {message}", path.display()))
     };

@@ -87,7 +87,7 @@ pub(super) fn switch(text: &str) -> Parsed<bool> {
 /// Addresses to bind: one or more, separated by commas; `localhost` is both loopbacks.
 pub(super) fn hosts(text: &str) -> Parsed<Vec<IpAddr>> {
     let mut hosts = Vec::new();
-    for part in text.split(',').map(str::trim) {
+    for part in text.split([',', '\n']).map(str::trim) {
         let bare = part.strip_prefix('[').and_then(|part| part.strip_suffix(']')).unwrap_or(part);
         let found = match bare.parse() {
             Ok(address) => vec![address],

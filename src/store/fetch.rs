@@ -2,6 +2,9 @@
 //! the manifest's sources in order. What it returns has the pinned size and checksum. Knows neither
 //! device nor tokenizer; blocks its thread.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};

@@ -14,7 +14,6 @@ pub(super) const HALF_WRITTEN: &str = ".ok-tmp-";
 pub(super) struct Identity {
     bytes: u64,
     modified_ns: i128,
-    inode: u64,
 }
 
 impl Identity {
@@ -29,7 +28,7 @@ impl Identity {
         }
         let modified_ns =
             i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
-        Ok(Self { bytes: found.len(), modified_ns, inode: found.ino() })
+        Ok(Self { bytes: found.len(), modified_ns })
     }
 
     /// Its size.
@@ -38,36 +37,34 @@ impl Identity {
     }
 }
 
-/// Where the stamp for the file at `path` lies: in `folder`, by the pinned checksum and the path.
-fn place(folder: &Path, path: &Path, sha256: &str) -> PathBuf {
+/// The stamp's own path in `folder`, and what it says for the file at `path`. A stamp beside its
+/// file does not name it, so that a whole cache can be moved.
+fn stamp_for(folder: &Path, path: &Path, sha256: &str, identity: &Identity) -> (PathBuf, String) {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Elsewhere two files of one name may have the same content: the path inside tells them apart.
+    let Identity { bytes, modified_ns } = identity;
+    let content = format!("sha256 {sha256}\nbytes {bytes}\nmodified_ns {modified_ns}\n");
     if path.parent() == Some(folder) {
-        return folder.join(format!("{name}.ok"));
+        return (folder.join(format!("{name}.ok")), content);
     }
-    folder.join(format!("{}-{name}.elsewhere.ok", &sha256[..16]))
-}
-
-fn content(path: &Path, sha256: &str, identity: &Identity) -> String {
-    let Identity { bytes, modified_ns, inode } = identity;
-    format!("sha256 {sha256}\nbytes {bytes}\nmodified_ns {modified_ns}\ninode {inode}\n{path:?}\n")
+    let stamp = folder.join(format!("{}-{name}.elsewhere.ok", &sha256[..16]));
+    (stamp, format!("{content}path {}\n", path.display()))
 }
 
 /// Whether the file at `path`, which looks like `identity` now, was verified as `sha256`.
 pub(super) fn holds(folder: &Path, path: &Path, sha256: &str, identity: &Identity) -> bool {
-    let found = fs::read_to_string(place(folder, path, sha256));
-    found.is_ok_and(|found| found == content(path, sha256, identity))
+    let (stamp, content) = stamp_for(folder, path, sha256, identity);
+    fs::read_to_string(stamp).is_ok_and(|found| found == content)
 }
 
 /// Notes that the file at `path` was verified as `sha256` while it looked like `identity`. A
 /// folder that cannot be written to only costs the time to verify again.
 pub(super) fn put(folder: &Path, path: &Path, sha256: &str, identity: &Identity) {
-    let stamp = place(folder, path, sha256);
+    let (stamp, content) = stamp_for(folder, path, sha256, identity);
     let mut fresh = stamp.clone().into_os_string();
     fresh.push(format!("{HALF_WRITTEN}{}", std::process::id()));
     let fresh = PathBuf::from(fresh);
     let written = fs::create_dir_all(folder)
-        .and_then(|()| fs::write(&fresh, content(path, sha256, identity)))
+        .and_then(|()| fs::write(&fresh, content))
         .and_then(|()| fs::rename(&fresh, &stamp));
     if let Err(error) = written {
         let stamp = stamp.display();
