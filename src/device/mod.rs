@@ -1,1 +1,6 @@
-//! The device: its memory, and the threads or streams that run kernels.
+//! The device: its memory, and the threads or streams that run kernels. Knows no model, no op and
+//! no scheduler.
+
+pub mod arena;
+pub mod cpu;
+pub mod threads;

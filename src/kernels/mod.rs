@@ -4,5 +4,6 @@
 //! bits, whatever rows share the batch. No op allocates.
 
 pub mod batch;
+pub mod cpu;
 pub mod ops;
 pub mod packed;

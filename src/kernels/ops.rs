@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::packed::Packed;
+use crate::device::arena::Region;
 
 /// A row-major f32 buffer of the workspace: `rows_max × width`, row stride = `width`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,16 @@ pub struct Buf {
     pub offset: usize,
     /// Values a row.
     pub width: usize,
+}
+
+impl Buf {
+    /// Row `row` of this buffer in `workspace`.
+    ///
+    /// # Panics
+    /// If the workspace ends before.
+    pub fn row<'w>(&self, workspace: &'w Region, row: usize) -> &'w [f32] {
+        workspace.floats(self.offset + row * self.width * size_of::<f32>(), self.width)
+    }
 }
 
 /// A buffer of rows quantised to 8 bits in groups of 32 along the row (`width % 32 == 0`).

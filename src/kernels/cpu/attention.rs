@@ -1,0 +1,304 @@
+//! Attention with an online softmax over blocks of 32 positions. Knows not where keys and values
+//! lie: `paged.rs` finds them in KV blocks, `packed.rs` in the rows of the step.
+
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::isa::{Isa, LANES};
+use super::math;
+use super::views::Sink;
+use crate::kernels::batch::{Batch, BatchSpan};
+use crate::scheduler::step::BLOCK_TOKENS;
+
+pub(super) mod packed;
+pub(super) mod paged;
+
+/// Largest head size: what a query's sums take on the stack.
+const HEAD_DIM_MAX: usize = 256;
+
+/// Queries that go through a block side by side, to share its loads and hide latencies.
+const SIDE_BY_SIDE: usize = 4;
+
+/// One query on its way through the blocks.
+#[derive(Clone, Copy)]
+struct Query {
+    /// Row of the step.
+    row: usize,
+    /// Query head.
+    head: usize,
+    /// Its `head_dim` values.
+    values: *const f32,
+    /// It sees positions `0..visible`.
+    visible: usize,
+}
+
+/// What a query has summed up so far.
+#[derive(Clone, Copy)]
+struct Sums {
+    peak: f32,
+    total: [[f32; LANES]; 2],
+    values: [f32; HEAD_DIM_MAX],
+}
+
+impl Sums {
+    const EMPTY: Self =
+        Self { peak: f32::NEG_INFINITY, total: [[0.0; LANES]; 2], values: [0.0; HEAD_DIM_MAX] };
+}
+
+/// What all queries of an op share.
+#[derive(Clone, Copy)]
+struct Shape {
+    head_dim: usize,
+    scale: f32,
+}
+
+impl Shape {
+    fn new(head_dim: usize, scale: f32, output: &Sink) -> Self {
+        assert!(
+            head_dim.is_multiple_of(LANES) && (LANES..=HEAD_DIM_MAX).contains(&head_dim),
+            "head size {head_dim} is not a multiple of {LANES} up to {HEAD_DIM_MAX}"
+        );
+        let groups_fit = head_dim.is_multiple_of(BLOCK_TOKENS);
+        let quantised = matches!(output, Sink::Quant(_));
+        assert!(groups_fit || !quantised, "8-bit groups would cross heads of size {head_dim}");
+        Self { head_dim, scale }
+    }
+}
+
+/// Keys and values of one KV head in one block of 32 positions.
+trait Block {
+    /// Dimension `d` of all 32 keys.
+    fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2];
+    /// Dimensions `c..c + 16` of value `t`.
+    fn values<S: Isa>(&self, s: S, t: usize, c: usize) -> S::F;
+}
+
+/// Where blocks come from, in ascending position.
+trait Blocks {
+    type Block<'b>: Block
+    where
+        Self: 'b;
+    /// Block `index`, of which the first `visible` positions are there.
+    fn open<S: Isa>(&mut self, s: S, index: usize, visible: usize) -> Self::Block<'_>;
+}
+
+/// Takes up to `N` queries, in ascending order of what they see, through all their blocks.
+#[inline(always)]
+fn attend<S: Isa, B: Blocks, const N: usize>(
+    s: S,
+    blocks: &mut B,
+    queries: &[Query],
+    shape: Shape,
+    output: &Sink,
+) {
+    let mut sums = [Sums::EMPTY; N];
+    let sums = &mut sums[..queries.len()];
+    let longest = queries.last().map_or(0, |query| query.visible);
+    for index in 0..longest.div_ceil(BLOCK_TOKENS) {
+        let start = index * BLOCK_TOKENS;
+        let block = blocks.open(s, index, (longest - start).min(BLOCK_TOKENS));
+        let together = queries.chunks(SIDE_BY_SIDE).zip(sums.chunks_mut(SIDE_BY_SIDE));
+        for (queries, sums) in together {
+            // Those that see nothing of this block come first, and take no part.
+            let first = queries.iter().take_while(|query| query.visible <= start).count();
+            let (queries, sums) = (&queries[first..], &mut sums[first..]);
+            match queries.len() {
+                0 => {}
+                1 => pass::<S, _, 1>(s, &block, start, (queries, sums), shape),
+                2 => pass::<S, _, 2>(s, &block, start, (queries, sums), shape),
+                3 => pass::<S, _, 3>(s, &block, start, (queries, sums), shape),
+                _ => pass::<S, _, 4>(s, &block, start, (queries, sums), shape),
+            }
+        }
+    }
+    for (query, sums) in queries.iter().zip(sums) {
+        let total = s.add(s.load(&sums.total[0]), s.load(&sums.total[1]));
+        let inverse = s.splat(1.0 / s.sum(total));
+        let from = query.head * shape.head_dim;
+        output.fill(s, query.row, from..from + shape.head_dim, |c| {
+            let lanes = sums.values[c - from..].first_chunk().expect("the head is that long");
+            s.mul(s.load(lanes), inverse)
+        });
+    }
+}
+
+/// Takes `Q` queries, all of which see something of it, through the block that starts at position
+/// `start`.
+#[inline(always)]
+fn pass<S: Isa, B: Block, const Q: usize>(
+    s: S,
+    block: &B,
+    start: usize,
+    (queries, sums): (&[Query], &mut [Sums]),
+    shape: Shape,
+) {
+    let queries: &[Query; Q] = queries.first_chunk().expect("Q queries");
+    let sums: &mut [Sums; Q] = sums.first_chunk_mut().expect("their sums");
+    let visible: [usize; Q] =
+        std::array::from_fn(|q| (queries[q].visible - start).min(BLOCK_TOKENS));
+
+    let mut scores = [[s.splat(0.0); 2]; Q];
+    for d in 0..shape.head_dim {
+        let keys = block.keys(s, d);
+        for q in 0..Q {
+            // SAFETY: a query has `head_dim` values.
+            let x = s.splat(unsafe { *queries[q].values.add(d) });
+            scores[q] = [s.fma(x, keys[0], scores[q][0]), s.fma(x, keys[1], scores[q][1])];
+        }
+    }
+
+    let mut weights = [[[0.0; LANES]; 2]; Q];
+    let mut rescale = [s.splat(0.0); Q];
+    for q in 0..Q {
+        let (scores, sums) = (scores[q], &mut sums[q]);
+        let limit = s.splat(visible[q] as f32);
+        let [a, b] = [0, 1].map(|half| {
+            let position = s.load(&POSITIONS[half]);
+            let score = s.mul(scores[half], s.splat(shape.scale));
+            s.where_less(position, limit, score, s.splat(f32::NEG_INFINITY))
+        });
+        let peak = s.peak(s.max(a, b)).max(sums.peak);
+        rescale[q] = math::exp(s, s.splat(sums.peak - peak));
+        sums.peak = peak;
+        for (half, score) in [a, b].into_iter().enumerate() {
+            let weight = math::exp(s, s.sub(score, s.splat(peak)));
+            weights[q][half] = s.store(weight);
+            let total = s.fma(s.load(&sums.total[half]), rescale[q], weight);
+            sums.total[half] = s.store(total);
+        }
+    }
+
+    let weights = weights.map(|halves| halves.as_flattened().try_into().expect("32 weights"));
+    let weighted = Weighted { visible, weights, rescale };
+    let mut c = 0;
+    while c + 4 * LANES <= shape.head_dim {
+        weighted.add::<B, 4>(s, block, sums, c);
+        c += 4 * LANES;
+    }
+    while c < shape.head_dim {
+        weighted.add::<B, 1>(s, block, sums, c);
+        c += LANES;
+    }
+}
+
+/// `Q` queries' weights for the 32 positions of a block.
+struct Weighted<F, const Q: usize> {
+    visible: [usize; Q],
+    weights: [[f32; BLOCK_TOKENS]; Q],
+    rescale: [F; Q],
+}
+
+impl<F: Copy, const Q: usize> Weighted<F, Q> {
+    /// Adds the block's values, times their weights, to columns `c..c + 16 C` of the sums.
+    #[inline(always)]
+    fn add<B: Block, const C: usize>(
+        &self,
+        s: impl Isa<F = F>,
+        block: &B,
+        sums: &mut [Sums; Q],
+        c: usize,
+    ) {
+        let mut out = [[s.splat(0.0); C]; Q];
+        for q in 0..Q {
+            for i in 0..C {
+                let lanes = sums[q].values[c + i * LANES..].first_chunk().expect("a head");
+                out[q][i] = s.mul(s.load(lanes), self.rescale[q]);
+            }
+        }
+        // A position that a query does not see is left out, not weighted zero: what lies there
+        // may be infinite.
+        let common = self.visible.iter().copied().min().unwrap_or(0);
+        for t in 0..common {
+            let values: [F; C] = std::array::from_fn(|i| block.values(s, t, c + i * LANES));
+            for q in 0..Q {
+                let weight = s.splat(self.weights[q][t]);
+                for i in 0..C {
+                    out[q][i] = s.fma(weight, values[i], out[q][i]);
+                }
+            }
+        }
+        for q in 0..Q {
+            for t in common..self.visible[q] {
+                let weight = s.splat(self.weights[q][t]);
+                for i in 0..C {
+                    out[q][i] = s.fma(weight, block.values(s, t, c + i * LANES), out[q][i]);
+                }
+            }
+            for i in 0..C {
+                let to = &mut sums[q].values[c + i * LANES..c + (i + 1) * LANES];
+                to.copy_from_slice(&s.store(out[q][i]));
+            }
+        }
+    }
+}
+
+/// Positions in a block, as lanes.
+const POSITIONS: [[f32; LANES]; 2] = {
+    let mut positions = [[0.0; LANES]; 2];
+    let mut i = 0;
+    while i < 2 * LANES {
+        positions[i / LANES][i % LANES] = i as f32;
+        i += 1;
+    }
+    positions
+};
+
+/// Which rows and heads a unit takes.
+#[derive(Clone, Copy)]
+struct Tile {
+    rows: usize,
+    heads: usize,
+}
+
+/// One unit's rows of one span, and its heads.
+struct Patch<'a> {
+    span: &'a BatchSpan,
+    rows: Range<usize>,
+    heads: Range<usize>,
+}
+
+impl Tile {
+    /// Number of units.
+    fn units(self, rows: usize, heads: usize) -> usize {
+        rows.div_ceil(self.rows) * (heads / self.heads)
+    }
+
+    /// Cuts unit `unit` where spans end.
+    #[inline(always)]
+    fn patches(self, unit: usize, heads: usize, batch: &Batch) -> impl Iterator<Item = Patch<'_>> {
+        let pieces = heads / self.heads;
+        let mut next = unit / pieces * self.rows;
+        let end = batch.tokens.len().min(next + self.rows);
+        let first_head = unit % pieces * self.heads;
+        std::iter::from_fn(move || {
+            (next < end).then(|| {
+                let span = &batch.spans[batch.span_of[next] as usize];
+                let rows = next..end.min(span.rows.end as usize);
+                assert!(span.rows.start as usize <= next && !rows.is_empty(), "spans tile rows");
+                next = rows.end;
+                Patch { span, rows, heads: first_head..first_head + self.heads }
+            })
+        })
+    }
+}
+
+impl Patch<'_> {
+    /// Calls `each` with all queries, `N` at a time, row by row.
+    #[inline(always)]
+    fn queries<const N: usize>(
+        &self,
+        query: impl Fn(usize, usize) -> Query,
+        mut each: impl FnMut(&[Query]),
+    ) {
+        let heads = self.heads.len();
+        let count = self.rows.len() * heads;
+        for from in (0..count).step_by(N) {
+            let queries: [Query; N] = std::array::from_fn(|i| {
+                let i = (from + i).min(count - 1);
+                query(self.rows.start + i / heads, self.heads.start + i % heads)
+            });
+            each(&queries[..N.min(count - from)]);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Bidirectional attention within spans, over the rows of the step itself. Knows no model.
+
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::{Block, Blocks, HEAD_DIM_MAX, Query, Shape, Tile, attend};
+use crate::kernels::batch::Batch;
+use crate::kernels::cpu::executor::Surroundings;
+use crate::kernels::cpu::isa::{Isa, LANES, Task};
+use crate::kernels::cpu::views::{Floats, Sink};
+use crate::kernels::ops::PackedAttention;
+use crate::scheduler::step::BLOCK_TOKENS;
+
+/// Rows that a unit of [`PackedTask`] takes, to share the turned keys.
+const PACKED_ROWS: usize = 32;
+
+/// [`PackedAttention`]; a unit is up to 32 rows and one head.
+pub(in crate::kernels::cpu) struct PackedTask<'a> {
+    op: &'a PackedAttention,
+    batch: &'a Batch,
+    qkv: Floats,
+    output: Sink,
+    shape: Shape,
+    tile: Tile,
+}
+
+impl<'a> PackedTask<'a> {
+    pub(in crate::kernels::cpu) fn new(op: &'a PackedAttention, around: &Surroundings<'a>) -> Self {
+        let rows = around.batch.tokens.len();
+        let qkv = Floats::new(around.workspace, &op.qkv, rows);
+        let output = Sink::new(around.workspace, &op.output, rows);
+        assert_eq!(qkv.width(), 3 * op.heads * op.head_dim);
+        assert_eq!(output.width(), op.heads * op.head_dim);
+        let shape = Shape::new(op.head_dim, op.scale, &output);
+        let tile = Tile { rows: PACKED_ROWS, heads: 1 };
+        Self { op, batch: around.batch, qkv, output, shape, tile }
+    }
+}
+
+impl Task for PackedTask<'_> {
+    fn units(&self) -> usize {
+        self.tile.units(self.batch.tokens.len(), self.op.heads)
+    }
+
+    #[inline(always)]
+    fn run<S: Isa>(&self, s: S, units: Range<usize>) {
+        let (heads, head_dim) = (self.op.heads, self.shape.head_dim);
+        let mut turned = [[0.0; BLOCK_TOKENS]; HEAD_DIM_MAX];
+        for unit in units {
+            for patch in self.tile.patches(unit, heads, self.batch) {
+                let keys = (heads + patch.heads.start) * head_dim;
+                let mut blocks = PackedBlocks {
+                    qkv: self.qkv,
+                    rows: patch.span.rows.start as usize..patch.span.rows.end as usize,
+                    keys,
+                    values: keys + heads * head_dim,
+                    turned: &mut turned[..head_dim],
+                };
+                let query = |row: usize, head: usize| Query {
+                    row,
+                    head,
+                    values: self.qkv.row(row).columns(head * head_dim, head_dim),
+                    visible: patch.span.rows.len(),
+                };
+                patch.queries::<PACKED_ROWS>(query, |queries| {
+                    attend::<S, _, PACKED_ROWS>(s, &mut blocks, queries, self.shape, &self.output);
+                });
+            }
+        }
+    }
+}
+
+/// One head of one span.
+struct PackedBlocks<'a> {
+    qkv: Floats,
+    rows: Range<usize>,
+    /// Column of the head's keys.
+    keys: usize,
+    /// Column of its values.
+    values: usize,
+    /// Keys of a block, a row for each dimension.
+    turned: &'a mut [[f32; BLOCK_TOKENS]],
+}
+
+impl Blocks for PackedBlocks<'_> {
+    type Block<'b>
+        = PackedBlock<'b>
+    where
+        Self: 'b;
+
+    #[inline(always)]
+    fn open<S: Isa>(&mut self, s: S, index: usize, visible: usize) -> PackedBlock<'_> {
+        let head_dim = self.turned.len();
+        let first = self.rows.start + index * BLOCK_TOKENS;
+        let key = |t: usize| self.qkv.row(first + t).columns(self.keys, head_dim).cast_const();
+        for t in (0..visible).step_by(LANES) {
+            // Beyond the span the last key stands in; its scores are masked.
+            let keys: [_; LANES] = std::array::from_fn(|i| key((t + i).min(visible - 1)));
+            for d in (0..head_dim).step_by(LANES) {
+                // SAFETY: a key has `head_dim` values, a multiple of 16.
+                let square = s.turn(keys.map(|key| unsafe { s.read(key.add(d)) }));
+                for (lanes, row) in square.into_iter().zip(&mut self.turned[d..]) {
+                    row[t..t + LANES].copy_from_slice(&s.store(lanes));
+                }
+            }
+        }
+        PackedBlock { turned: self.turned, qkv: self.qkv, first, values: self.values }
+    }
+}
+
+struct PackedBlock<'a> {
+    turned: &'a [[f32; BLOCK_TOKENS]],
+    qkv: Floats,
+    first: usize,
+    values: usize,
+}
+
+impl Block for PackedBlock<'_> {
+    #[inline(always)]
+    fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
+        let (a, b) = self.turned[d].split_at(LANES);
+        [a, b].map(|half| s.load(half.try_into().expect("half of 32")))
+    }
+
+    #[inline(always)]
+    fn values<S: Isa>(&self, s: S, t: usize, c: usize) -> S::F {
+        self.qkv.row(self.first + t).load(s, self.values + c)
+    }
+}

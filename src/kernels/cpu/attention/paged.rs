@@ -1,0 +1,112 @@
+//! Causal attention over KV blocks. Knows no model.
+
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::{Block, Blocks, Query, SIDE_BY_SIDE, Shape, Tile, attend};
+use crate::kernels::batch::{Batch, BatchSpan};
+use crate::kernels::cpu::executor::Surroundings;
+use crate::kernels::cpu::isa::{Isa, LANES, Task};
+use crate::kernels::cpu::rope::{HeadBlock, KvBlocks};
+use crate::kernels::cpu::views::{Floats, Sink};
+use crate::kernels::ops::PagedAttention;
+use crate::scheduler::step::BLOCK_TOKENS;
+
+/// [`PagedAttention`]; a unit is up to 4 rows and one or all query heads of a KV head.
+pub(in crate::kernels::cpu) struct PagedTask<'a> {
+    op: &'a PagedAttention,
+    batch: &'a Batch,
+    qkv: Floats,
+    output: Sink,
+    blocks: KvBlocks<'a>,
+    shape: Shape,
+    tile: Tile,
+}
+
+impl<'a> PagedTask<'a> {
+    pub(in crate::kernels::cpu) fn new(op: &'a PagedAttention, around: &Surroundings<'a>) -> Self {
+        let rows = around.batch.tokens.len();
+        let qkv = Floats::new(around.workspace, &op.qkv, rows);
+        let output = Sink::new(around.workspace, &op.output, rows);
+        let head_dim = op.kv.head_dim;
+        assert_eq!(qkv.width(), (op.heads + 2 * op.kv.heads) * head_dim);
+        assert_eq!(output.width(), op.heads * head_dim);
+        assert!(op.heads.is_multiple_of(op.kv.heads), "query heads share KV heads evenly");
+        // Heads of a group share loads, unless that leaves members without work.
+        let enough = rows * op.kv.heads >= 4 * around.members;
+        let heads = if enough { op.heads / op.kv.heads } else { 1 };
+        let tile = Tile { rows: (rows / 16).clamp(1, 4), heads };
+        let blocks = KvBlocks::new(op.kv, op.layer, around);
+        let shape = Shape::new(head_dim, op.scale, &output);
+        Self { op, batch: around.batch, qkv, output, blocks, shape, tile }
+    }
+}
+
+impl Task for PagedTask<'_> {
+    fn units(&self) -> usize {
+        self.tile.units(self.batch.tokens.len(), self.op.heads)
+    }
+
+    #[inline(always)]
+    fn run<S: Isa>(&self, s: S, units: Range<usize>) {
+        let head_dim = self.shape.head_dim;
+        let group = self.op.heads / self.op.kv.heads;
+        for unit in units {
+            for patch in self.tile.patches(unit, self.op.heads, self.batch) {
+                let head = patch.heads.start / group;
+                let mut blocks = PagedBlocks { blocks: &self.blocks, span: patch.span, head };
+                let query = |row: usize, head: usize| Query {
+                    row,
+                    head,
+                    values: self.qkv.row(row).columns(head * head_dim, head_dim),
+                    visible: self.batch.positions[row] as usize + 1,
+                };
+                patch.queries::<SIDE_BY_SIDE>(query, |queries| {
+                    attend::<S, _, SIDE_BY_SIDE>(s, &mut blocks, queries, self.shape, &self.output);
+                });
+            }
+        }
+    }
+}
+
+/// One KV head of one span.
+struct PagedBlocks<'a> {
+    blocks: &'a KvBlocks<'a>,
+    span: &'a BatchSpan,
+    head: usize,
+}
+
+impl Blocks for PagedBlocks<'_> {
+    type Block<'b>
+        = PagedBlock
+    where
+        Self: 'b;
+
+    #[inline(always)]
+    fn open<S: Isa>(&mut self, _: S, index: usize, _: usize) -> PagedBlock {
+        let block = self.blocks.at(self.span, index * BLOCK_TOKENS, self.head);
+        PagedBlock { block, head_dim: self.blocks.head_dim() }
+    }
+}
+
+struct PagedBlock {
+    block: HeadBlock,
+    head_dim: usize,
+}
+
+impl Block for PagedBlock {
+    #[inline(always)]
+    fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
+        debug_assert!(d < self.head_dim);
+        // SAFETY: a head's keys are `[head_dim][32]`; only earlier ops write KV.
+        [0, LANES].map(|t| unsafe { s.read_half(self.block.keys.add(d * BLOCK_TOKENS + t)) })
+    }
+
+    #[inline(always)]
+    fn values<S: Isa>(&self, s: S, t: usize, c: usize) -> S::F {
+        debug_assert!(t < BLOCK_TOKENS && c + LANES <= self.head_dim);
+        // SAFETY: a head's values are `[32][head_dim]`; only earlier ops write KV.
+        unsafe { s.read_half(self.block.values.add(t * self.head_dim + c)) }
+    }
+}

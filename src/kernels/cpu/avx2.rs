@@ -1,0 +1,227 @@
+//! The AVX2 set: 16 lanes are two registers.
+
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::isa::{Isa, LANES, Task};
+
+/// A processor with AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+struct Avx2;
+
+/// Runs `units` of `task` with AVX2.
+///
+/// # Safety
+/// The processor has the features that are enabled here.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run<T: Task>(task: &T, units: Range<usize>) {
+    task.run(Avx2, units);
+}
+
+type Pair = [__m256; 2];
+
+#[inline(always)]
+fn both(f: impl Fn(usize) -> __m256) -> Pair {
+    [f(0), f(1)]
+}
+
+// SAFETY, for every block below: a value of `Avx2` is made only by `run`, whose caller promises
+// the instructions; what else a method needs is its own caller's promise.
+impl Isa for Avx2 {
+    type F = Pair;
+
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Pair {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn read(self, from: *const f32) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_loadu_ps(from.add(i * 8)) })
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, x: Pair, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            _mm256_storeu_ps(to, x[0]);
+            _mm256_storeu_ps(to.add(8), x[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn read_half(self, from: *const u16) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.add(i * 8).cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn write_half(self, x: Pair, to: *mut u16) {
+        // SAFETY: see above.
+        unsafe {
+            for (i, x) in x.into_iter().enumerate() {
+                let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+                _mm_storeu_si128(to.add(i * 8).cast(), halves);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_add_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_sub_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_mul_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_div_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_fmadd_ps(a[i], b[i], c[i]) })
+    }
+
+    #[inline(always)]
+    fn max(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_max_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a[i]) })
+    }
+
+    #[inline(always)]
+    fn where_less(self, a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe {
+            _mm256_blendv_ps(no[i], yes[i], _mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]))
+        })
+    }
+
+    #[inline(always)]
+    fn scale_by_bits(self, p: Pair, t: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(t[i]));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p[i]), exponent))
+        })
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, t: Pair) -> [i8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: see above; 16 bytes of our own.
+        unsafe {
+            // Sign-extended first, so that narrowing saturates nothing.
+            let [a, b] =
+                t.map(|t| _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(_mm256_castps_si256(t))));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+        }
+        bytes
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Pair) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let a = _mm256_add_ps(a[0], a[1]);
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+
+    #[inline(always)]
+    fn peak(self, a: Pair) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let a = _mm256_max_ps(a[0], a[1]);
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q4<const R: usize>(self, weights: *const u8, rows: &[*const i8; R]) -> [Pair; R] {
+        // SAFETY: see above; 4 vectors of 64 bytes, 8 quads a row.
+        unsafe {
+            // Sums of two products are at most 2 × 15 × 127, eight of them fit 16 bits.
+            let mut words = [[_mm256_setzero_si256(); 2]; R];
+            let low = _mm256_set1_epi8(15);
+            for j in 0..4 {
+                for half in 0..2 {
+                    let packed = _mm256_loadu_si256(weights.add(j * 64 + half * 32).cast());
+                    let first = _mm256_and_si256(packed, low);
+                    let second = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
+                    for r in 0..R {
+                        let quads = rows[r].add(j * 8).cast::<i32>();
+                        for (values, i) in [(first, 0), (second, 1)] {
+                            let quad = _mm256_set1_epi32(quads.add(i).read_unaligned());
+                            let products = _mm256_maddubs_epi16(values, quad);
+                            words[r][half] = _mm256_add_epi16(words[r][half], products);
+                        }
+                    }
+                }
+            }
+            let ones = _mm256_set1_epi16(1);
+            words.map(|words| both(|i| _mm256_cvtepi32_ps(_mm256_madd_epi16(words[i], ones))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q8<const R: usize>(
+        self,
+        weights: *const u8,
+        rows: &[*const i8; R],
+        _sums: &[Pair; R],
+    ) -> [Pair; R] {
+        // SAFETY: see above; 8 vectors of 64 bytes, 8 quads a row.
+        unsafe {
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            let (ones, offset) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+            for j in 0..8 {
+                for half in 0..2 {
+                    let bytes = _mm256_loadu_si256(weights.add(j * 64 + half * 32).cast());
+                    let signed = _mm256_xor_si256(bytes, offset);
+                    let size = _mm256_abs_epi8(signed);
+                    for r in 0..R {
+                        let quad = rows[r].add(j * 4).cast::<i32>();
+                        let quad = _mm256_set1_epi32(quad.read_unaligned());
+                        // |w| × ±a: two of them are at most 2 × 128 × 127 and fit 16 bits.
+                        let products = _mm256_maddubs_epi16(size, _mm256_sign_epi8(quad, signed));
+                        let sums = _mm256_madd_epi16(products, ones);
+                        dots[r][half] = _mm256_add_epi32(dots[r][half], sums);
+                    }
+                }
+            }
+            dots.map(|dots| both(|i| _mm256_cvtepi32_ps(dots[i])))
+        }
+    }
+}

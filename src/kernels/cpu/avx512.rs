@@ -1,0 +1,202 @@
+//! The AVX-512 set.
+
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::isa::{Isa, LANES, Task};
+
+/// A processor with AVX-512 F, BW, VL, VNNI, and AVX2, FMA, F16C.
+#[derive(Clone, Copy)]
+struct Avx512;
+
+/// Runs `units` of `task` with AVX-512.
+///
+/// # Safety
+/// The processor has the features that are enabled here.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+pub(super) unsafe fn run<T: Task>(task: &T, units: Range<usize>) {
+    task.run(Avx512, units);
+}
+
+// SAFETY, for every block below: a value of `Avx512` is made only by `run`, whose caller promises
+// the instructions; what else a method needs is its own caller's promise.
+impl Isa for Avx512 {
+    type F = __m512;
+
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn read(self, from: *const f32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, x: __m512, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(to, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_half(self, from: *const u16) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn write_half(self, x: __m512, to: *mut u16) {
+        // SAFETY: see above.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+            _mm256_storeu_si256(to.cast(), halves);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn abs(self, a: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_abs_ps(a) }
+    }
+
+    #[inline(always)]
+    fn where_less(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+    }
+
+    #[inline(always)]
+    fn scale_by_bits(self, p: __m512, t: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(t));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent))
+        }
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, t: __m512) -> [i8; LANES] {
+        let mut bytes = [0; LANES];
+        // SAFETY: see above; 16 bytes of our own.
+        unsafe {
+            let low = _mm512_cvtepi32_epi8(_mm512_castps_si512(t));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), low);
+        }
+        bytes
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let high = _mm512_castpd_ps(_mm512_shuffle_f64x2::<0b1110>(
+                _mm512_castps_pd(a),
+                _mm512_castps_pd(a),
+            ));
+            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_castps512_ps256(high));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+
+    #[inline(always)]
+    fn peak(self, a: __m512) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q4<const R: usize>(
+        self,
+        weights: *const u8,
+        rows: &[*const i8; R],
+    ) -> [__m512; R] {
+        // SAFETY: see above; 4 vectors of 64 bytes, 8 quads a row.
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); R];
+            let low = _mm512_set1_epi8(15);
+            for j in 0..4 {
+                let both = _mm512_loadu_si512(weights.add(j * 64).cast());
+                let first = _mm512_and_si512(both, low);
+                let second = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                for r in 0..R {
+                    let quads = rows[r].add(j * 8).cast::<i32>();
+                    let quad = _mm512_set1_epi32(quads.read_unaligned());
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], first, quad);
+                    let quad = _mm512_set1_epi32(quads.add(1).read_unaligned());
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], second, quad);
+                }
+            }
+            sums.map(|sum| _mm512_cvtepi32_ps(sum))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q8<const R: usize>(
+        self,
+        weights: *const u8,
+        rows: &[*const i8; R],
+        sums: &[__m512; R],
+    ) -> [__m512; R] {
+        // SAFETY: see above; 8 vectors of 64 bytes, 8 quads a row.
+        unsafe {
+            let mut dots = [_mm512_setzero_si512(); R];
+            for j in 0..8 {
+                let bytes = _mm512_loadu_si512(weights.add(j * 64).cast());
+                for r in 0..R {
+                    let quad = rows[r].add(j * 4).cast::<i32>();
+                    let quad = _mm512_set1_epi32(quad.read_unaligned());
+                    dots[r] = _mm512_dpbusd_epi32(dots[r], bytes, quad);
+                }
+            }
+            // Weights are 128 too large, so the sum is by 128 Σq; all three are integers below
+            // 2^24, so this is exact.
+            let offset = _mm512_set1_ps(-128.0);
+            std::array::from_fn(|r| _mm512_fmadd_ps(offset, sums[r], _mm512_cvtepi32_ps(dots[r])))
+        }
+    }
+}

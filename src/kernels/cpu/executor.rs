@@ -1,0 +1,240 @@
+//! Runs programs on a team: every member walks the ops in lockstep and claims units of each. Knows
+//! no model and no scheduler.
+
+#![allow(unsafe_code)]
+
+use super::attention::{packed::PackedTask, paged::PagedTask};
+use super::isa::{Set, SetKind, Task};
+use super::linear::LinearTask;
+use super::rope::RopeStoreTask;
+use super::rows::{EmbedTask, GatedSiluTask, GatherTask, NormTask, PoolTask};
+use super::views::Memory;
+use crate::device::arena::Region;
+use crate::device::threads::{Aborted, Member, Panicked, Team};
+use crate::kernels::batch::{Batch, KvMap};
+use crate::kernels::ops::{Activation, Op, Program, Rows};
+
+/// Nanoseconds of work below which an op is left to one member: what a barrier with all of them
+/// costs, a few times over.
+const ALONE_BELOW_NANOS: usize = 2_000;
+
+/// Runs programs on a team of threads.
+#[derive(Debug)]
+pub struct Executor {
+    team: Team,
+    set: Set,
+}
+
+/// A program that was not, or not wholly, executed; KV blocks and workspace rows that this step
+/// writes hold anything. The executor stays usable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExecuteError {
+    /// The step does not fit the program.
+    #[error("{0}")]
+    Batch(String),
+    /// A kernel found something out of place: a defect of whoever made program, batch or map.
+    #[error("a kernel failed: {0}")]
+    Kernel(#[from] Panicked),
+}
+
+impl Executor {
+    /// An executor with the instructions of `set`; [`SetKind::detect`] names the fastest.
+    ///
+    /// # Panics
+    /// If this processor does not run `set`.
+    pub fn new(team: Team, set: SetKind) -> Self {
+        let set = Set::new(set).unwrap_or_else(|| panic!("no {} here", set.as_str()));
+        Self { team, set }
+    }
+
+    /// The instructions in use.
+    pub fn set(&self) -> SetKind {
+        self.set.kind()
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// Runs one step of `program`. Its input is `batch`; `map` says where in `kv` blocks lie (both
+    /// may be empty for encoders); everything between ops is in `workspace`, and so is the result:
+    /// read it with `program.output` and [`Buf::row`](crate::kernels::ops::Buf::row).
+    ///
+    /// # Errors
+    /// The batch is larger than the program's workspace or contradicts itself, or a kernel
+    /// panicked (a token, position or block that is out of range).
+    pub fn execute(
+        &mut self,
+        program: &Program,
+        batch: &Batch,
+        map: &KvMap,
+        kv: &mut Region,
+        workspace: &mut Region,
+    ) -> Result<(), ExecuteError> {
+        check(program, batch).map_err(ExecuteError::Batch)?;
+        let load = Load::of(batch);
+        let shared = program.ops.iter().any(|op| load.nanos(op) >= ALONE_BELOW_NANOS);
+        // SAFETY: both regions are borrowed until all members have left the job.
+        let (kv, workspace) = unsafe { (Memory::new(kv), Memory::new(workspace)) };
+        let set = self.set;
+        let job = |member: &Member<'_>| {
+            let members = member.members();
+            let around = Surroundings { batch, map, kv, workspace, members };
+            Walk { set, member, around, load }.run(program)
+        };
+        if shared {
+            self.team.run(&job)?
+        } else {
+            self.team.run_alone(&job)?
+        }
+        Ok(())
+    }
+}
+
+/// What every op of a step sees.
+#[derive(Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) map: &'a KvMap,
+    pub(super) kv: Memory,
+    pub(super) workspace: Memory,
+    /// Members of the team that share the work.
+    pub(super) members: usize,
+}
+
+impl Surroundings<'_> {
+    /// Number of rows that an op works on.
+    pub(super) fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::All => self.batch.tokens.len(),
+            Rows::Gathered => self.batch.gather.len(),
+        }
+    }
+}
+
+/// One member's way through a program.
+struct Walk<'a> {
+    set: Set,
+    member: &'a Member<'a>,
+    around: Surroundings<'a>,
+    load: Load,
+}
+
+impl Walk<'_> {
+    fn run(&self, program: &Program) -> Result<(), Aborted> {
+        let mut before = None;
+        for op in &program.ops {
+            let alone = self.member.members() == 1 || self.load.nanos(op) < ALONE_BELOW_NANOS;
+            // What one member does alone, one after the other, needs no barrier between.
+            if before.is_some_and(|before| !(before && alone)) {
+                self.member.barrier()?;
+            }
+            before = Some(alone);
+            if !alone || self.member.index() == 0 {
+                self.op(op, alone);
+            }
+        }
+        Ok(())
+    }
+
+    fn op(&self, op: &Op, alone: bool) {
+        let around = &self.around;
+        match op {
+            Op::Embed(op) => self.task(&EmbedTask::new(op, around), alone),
+            Op::Norm(op) => self.task(&NormTask::new(op, around), alone),
+            Op::Linear(op) => self.task(&LinearTask::new(op, around), alone),
+            Op::RopeStore(op) => self.task(&RopeStoreTask::new(op, around), alone),
+            Op::PagedAttention(op) => self.task(&PagedTask::new(op, around), alone),
+            Op::PackedAttention(op) => self.task(&PackedTask::new(op, around), alone),
+            Op::GatedSilu(op) => self.task(&GatedSiluTask::new(op, around), alone),
+            Op::Gather(op) => self.task(&GatherTask::new(op, around), alone),
+            Op::Pool(op) => self.task(&PoolTask::new(op, around), alone),
+        }
+    }
+
+    fn task<T: Task>(&self, task: &T, alone: bool) {
+        let units = task.units();
+        if alone {
+            return self.set.run(task, 0..units);
+        }
+        // Eight claims a member: few enough to cost nothing, small enough to even out.
+        let chunk = units.div_ceil(8 * self.member.members()).max(1);
+        while let Some(range) = self.member.claim(units, chunk) {
+            self.set.run(task, range);
+        }
+    }
+}
+
+/// What the cost of a step depends on.
+#[derive(Clone, Copy)]
+struct Load {
+    rows: usize,
+    gathered: usize,
+    spans: usize,
+    /// Positions that each row sees, summed up.
+    seen: usize,
+}
+
+impl Load {
+    fn of(batch: &Batch) -> Self {
+        let seen = batch.spans.iter().map(|span| {
+            let rows = span.rows.len();
+            rows * (span.start as usize + rows)
+        });
+        Self {
+            rows: batch.tokens.len(),
+            gathered: batch.gather.len(),
+            spans: batch.spans.len(),
+            seen: seen.sum(),
+        }
+    }
+
+    /// About how long one member takes for an op, give or take a factor of two (2 Zen 5 cores,
+    /// 2026-11). Only decides whether others help.
+    fn nanos(&self, op: &Op) -> usize {
+        let rows = |rows| match rows {
+            Rows::All => self.rows,
+            Rows::Gathered => self.gathered,
+        };
+        match op {
+            Op::Embed(op) => self.rows * op.output.width,
+            Op::Norm(op) => rows(op.rows) * op.input.width / 8,
+            Op::Linear(op) => {
+                let products = rows(op.rows) * op.weight.n * op.weight.k;
+                let read = if products == 0 { 0 } else { op.weight.bytes() };
+                products / 100 + read / 20
+            }
+            Op::RopeStore(op) => self.rows * op.qkv.width / 2,
+            Op::PagedAttention(op) => self.seen * width(&op.output) / 16,
+            Op::PackedAttention(op) => self.seen * width(&op.output) / 16,
+            Op::GatedSilu(op) => self.rows * width(&op.output) / 4,
+            Op::Gather(op) => self.gathered * op.output.width / 16,
+            Op::Pool(op) => self.spans.max(self.rows) * op.output.width / 16,
+        }
+    }
+}
+
+fn width(activation: &Activation) -> usize {
+    match activation {
+        Activation::Full(buf) => buf.width,
+        Activation::Quant(buf) => buf.width,
+    }
+}
+
+/// Whether `batch` fits `program` and is whole; what only one op looks at is checked there.
+fn check(program: &Program, batch: &Batch) -> Result<(), String> {
+    let rows = batch.tokens.len();
+    if batch.positions.len() != rows || batch.span_of.len() != rows {
+        let (positions, spans) = (batch.positions.len(), batch.span_of.len());
+        return Err(format!("{rows} tokens, {positions} positions, {spans} span numbers"));
+    }
+    if rows > program.rows_max {
+        return Err(format!("{rows} rows, the workspace is for {}", program.rows_max));
+    }
+    let gathered = batch.gather.len();
+    if gathered > program.gathered_max {
+        return Err(format!("{gathered} gathered rows, the limit is {}", program.gathered_max));
+    }
+    Ok(())
+}

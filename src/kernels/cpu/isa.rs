@@ -1,0 +1,192 @@
+//! The 16-lane vocabulary that op bodies are written in, and the choice of an instruction set at
+//! run time. Knows no op.
+
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use super::scalar::Scalar;
+use crate::device::cpu::Features;
+
+/// Lanes of every vector.
+pub(super) const LANES: usize = 16;
+
+/// An instruction set as 16 lanes of f32. Each operation rounds each lane once, to nearest even,
+/// so every implementation gives the same bits (the payload of a NaN apart). A value of an
+/// implementing type is the proof that the processor has the instructions.
+pub(super) trait Isa: Copy + Sync + 'static {
+    /// 16 f32.
+    type F: Copy;
+
+    /// Whether 32 vectors fit the registers: how large tiles may be.
+    const WIDE: bool;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// 16 values from `from` on, at any alignment.
+    ///
+    /// # Safety
+    /// They are readable and nobody writes them meanwhile.
+    unsafe fn read(self, from: *const f32) -> Self::F;
+    /// 16 values to `to` on, at any alignment.
+    ///
+    /// # Safety
+    /// They are writable and nobody else uses them meanwhile.
+    unsafe fn write(self, x: Self::F, to: *mut f32);
+    /// As [`Isa::read`], from f16.
+    ///
+    /// # Safety
+    /// As [`Isa::read`].
+    unsafe fn read_half(self, from: *const u16) -> Self::F;
+    /// As [`Isa::write`], to f16, to nearest even.
+    ///
+    /// # Safety
+    /// As [`Isa::write`].
+    unsafe fn write_half(self, x: Self::F, to: *mut u16);
+    /// `a + b`
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a × b`
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a × b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger; `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// Without its sign.
+    fn abs(self, a: Self::F) -> Self::F;
+    /// `yes` where `a < b`, else `no` (also where either is NaN).
+    fn where_less(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
+    /// `p × 2^n` for `n` in the low bits of `t`'s encoding: adds `bits(t) << 23` to the bits of p.
+    fn scale_by_bits(self, p: Self::F, t: Self::F) -> Self::F;
+    /// The low byte of each lane's encoding.
+    fn low_bytes(self, t: Self::F) -> [i8; LANES];
+    /// Lanes added pairwise: i + i+8, then +4, +2, +1.
+    fn sum(self, a: Self::F) -> f32;
+    /// The largest lane; none may be NaN.
+    fn peak(self, a: Self::F) -> f32;
+
+    /// For each of `R` rows of 32 signed bytes the exact sums of products with the 4-bit values
+    /// of one group of a panel (256 bytes).
+    ///
+    /// # Safety
+    /// `weights` has 256 readable bytes, each row 32.
+    unsafe fn dot_q4<const R: usize>(
+        self,
+        weights: *const u8,
+        rows: &[*const i8; R],
+    ) -> [Self::F; R];
+
+    /// As [`Isa::dot_q4`] with 8-bit values (512 bytes); `sums` are the sums of each row's bytes.
+    ///
+    /// # Safety
+    /// `weights` has 512 readable bytes, each row 32.
+    unsafe fn dot_q8<const R: usize>(
+        self,
+        weights: *const u8,
+        rows: &[*const i8; R],
+        sums: &[Self::F; R],
+    ) -> [Self::F; R];
+
+    /// Rows as columns: lane `j` of vector `i` becomes lane `i` of vector `j`.
+    #[inline(always)]
+    fn turn(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let rows = rows.map(|row| self.store(row));
+        std::array::from_fn(|j| self.load(&std::array::from_fn(|i| rows[i][j])))
+    }
+
+    /// 16 values.
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        // SAFETY: 16 values behind a shared reference.
+        unsafe { self.read(from.as_ptr()) }
+    }
+
+    /// 16 values.
+    #[inline(always)]
+    fn store(self, x: Self::F) -> [f32; LANES] {
+        let mut to = [0.0; LANES];
+        // SAFETY: 16 values of our own.
+        unsafe { self.write(x, to.as_mut_ptr()) };
+        to
+    }
+}
+
+/// Work on one op that falls into independent units.
+pub(super) trait Task: Sync {
+    /// How many units there are.
+    fn units(&self) -> usize;
+    /// Does `units`, for each unit the same whatever else is in the range.
+    fn run<S: Isa>(&self, isa: S, units: Range<usize>);
+}
+
+/// Which instructions kernels are compiled for. All give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SetKind {
+    /// Plain Rust, any processor: the definition.
+    Reference,
+    /// AVX2, FMA, F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL, VNNI.
+    Avx512,
+}
+
+impl SetKind {
+    /// Every set, slowest first.
+    pub const ALL: [SetKind; 3] = [SetKind::Reference, SetKind::Avx2, SetKind::Avx512];
+
+    /// The fastest set that this processor runs.
+    pub fn detect() -> Self {
+        Self::ALL.into_iter().rfind(|set| set.is_supported()).unwrap_or(Self::Reference)
+    }
+
+    /// Whether this processor runs it.
+    pub fn is_supported(self) -> bool {
+        match self {
+            SetKind::Reference => true,
+            SetKind::Avx2 => Features::detect().avx2,
+            SetKind::Avx512 => Features::detect().avx512,
+        }
+    }
+
+    /// In logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SetKind::Reference => "reference",
+            SetKind::Avx2 => "avx2",
+            SetKind::Avx512 => "avx512",
+        }
+    }
+}
+
+/// A set that this processor is known to run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Set(SetKind);
+
+impl Set {
+    /// None where the processor lacks the instructions.
+    pub(super) fn new(kind: SetKind) -> Option<Self> {
+        kind.is_supported().then_some(Self(kind))
+    }
+
+    pub(super) fn kind(self) -> SetKind {
+        self.0
+    }
+
+    /// Runs `units` of `task`, compiled for this set.
+    pub(super) fn run<T: Task>(self, task: &T, units: Range<usize>) {
+        match self.0 {
+            SetKind::Reference => task.run(Scalar, units),
+            // SAFETY: `new` has seen that the processor has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            SetKind::Avx2 => unsafe { super::avx2::run(task, units) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            SetKind::Avx512 => unsafe { super::avx512::run(task, units) },
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!("`new` refuses sets of other processors"),
+        }
+    }
+}

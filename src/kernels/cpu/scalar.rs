@@ -1,0 +1,160 @@
+//! The reference set: what each of the 16-lane operations means, one lane after the other.
+
+#![allow(unsafe_code)]
+
+use half::f16;
+
+use super::isa::{Isa, LANES};
+
+/// Needs no instruction in particular.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scalar;
+
+type Lanes = [f32; LANES];
+
+#[inline(always)]
+fn each(f: impl FnMut(usize) -> f32) -> Lanes {
+    std::array::from_fn(f)
+}
+
+impl Isa for Scalar {
+    type F = Lanes;
+
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Lanes {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn read(self, from: *const f32) -> Lanes {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<Lanes>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn write(self, x: Lanes, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<Lanes>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_half(self, from: *const u16) -> Lanes {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        each(|i| f16::from_bits(halves[i]).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn write_half(self, x: Lanes, to: *mut u16) {
+        let halves = x.map(|x| f16::from_f32(x).to_bits());
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(halves) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Lanes, b: Lanes) -> Lanes {
+        each(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Lanes, b: Lanes) -> Lanes {
+        each(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Lanes, b: Lanes) -> Lanes {
+        each(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Lanes, b: Lanes) -> Lanes {
+        each(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        each(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Lanes, b: Lanes) -> Lanes {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Lanes) -> Lanes {
+        each(|i| a[i].abs())
+    }
+
+    #[inline(always)]
+    fn where_less(self, a: Lanes, b: Lanes, yes: Lanes, no: Lanes) -> Lanes {
+        each(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+
+    #[inline(always)]
+    fn scale_by_bits(self, p: Lanes, t: Lanes) -> Lanes {
+        each(|i| f32::from_bits(p[i].to_bits().wrapping_add(t[i].to_bits() << 23)))
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, t: Lanes) -> [i8; LANES] {
+        t.map(|t| t.to_bits() as i8)
+    }
+
+    #[inline(always)]
+    fn sum(self, mut a: Lanes) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                a[i] += a[i + half];
+            }
+        }
+        a[0]
+    }
+
+    #[inline(always)]
+    fn peak(self, a: Lanes) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q4<const R: usize>(
+        self,
+        weights: *const u8,
+        rows: &[*const i8; R],
+    ) -> [Lanes; R] {
+        // SAFETY: the caller's promise.
+        let weights = unsafe { weights.cast::<[u8; 256]>().read() };
+        rows.map(|row| {
+            // SAFETY: the caller's promise.
+            let row = unsafe { row.cast::<[i8; 32]>().read() };
+            dot(&row, |lane, i| {
+                let byte = weights[i / 8 * 64 + lane * 4 + i % 4];
+                i32::from(if i % 8 < 4 { byte & 15 } else { byte >> 4 })
+            })
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn dot_q8<const R: usize>(
+        self,
+        weights: *const u8,
+        rows: &[*const i8; R],
+        _sums: &[Lanes; R],
+    ) -> [Lanes; R] {
+        // SAFETY: the caller's promise.
+        let weights = unsafe { weights.cast::<[u8; 512]>().read() };
+        rows.map(|row| {
+            // SAFETY: the caller's promise.
+            let row = unsafe { row.cast::<[i8; 32]>().read() };
+            dot(&row, |lane, i| i32::from(weights[i / 4 * 64 + lane * 4 + i % 4]) - 128)
+        })
+    }
+}
+
+/// For each lane the sum over `i` of `row[i] × weight(lane, i)`, exact in i32 and in f32.
+#[inline(always)]
+fn dot(row: &[i8; 32], weight: impl Fn(usize, usize) -> i32) -> Lanes {
+    each(|lane| (0..32).map(|i| i32::from(row[i]) * weight(lane, i)).sum::<i32>() as f32)
+}

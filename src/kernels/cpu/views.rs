@@ -1,0 +1,284 @@
+//! Typed, bounds-checked views of the workspace and the KV region that the members of a team
+//! share while a program runs. Knows no op.
+//!
+//! The discipline that makes sharing sound: an op falls into units, a unit is claimed by one
+//! member, units of one op write disjoint places, and none reads what another of the same op
+//! writes. Between ops stands a barrier.
+
+#![allow(unsafe_code)]
+
+use super::isa::{Isa, LANES};
+use super::math;
+use crate::device::arena::Region;
+use crate::kernels::ops::{Activation, Buf, QuantBuf};
+use crate::kernels::packed::GROUP;
+
+/// A region, for the time of one step, as every member sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Memory {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: whoever makes views of it keeps the discipline above.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// All of `region`.
+    ///
+    /// # Safety
+    /// It is used only while `region` stays borrowed, under the discipline above.
+    pub(super) unsafe fn new(region: &mut Region) -> Self {
+        let bytes = region.as_bytes_mut();
+        Self { start: bytes.as_mut_ptr(), bytes: bytes.len() }
+    }
+
+    /// `count` values of `T` from byte `offset` on.
+    ///
+    /// # Panics
+    /// If they are not inside, or misaligned.
+    pub(super) fn at<T>(self, offset: usize, count: usize) -> *mut T {
+        let bytes = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(offset));
+        assert!(
+            bytes.is_some_and(|end| end <= self.bytes),
+            "{count} values at byte {offset} leave a region of {} bytes",
+            self.bytes
+        );
+        // SAFETY: `offset` is inside, as just checked.
+        let start = unsafe { self.start.add(offset).cast::<T>() };
+        assert!(start.is_aligned(), "byte {offset} is misaligned");
+        start
+    }
+}
+
+/// Rows of f32.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Floats {
+    start: *mut f32,
+    width: usize,
+    rows: usize,
+}
+
+// SAFETY: under the discipline of this module.
+unsafe impl Send for Floats {}
+// SAFETY: under the discipline of this module.
+unsafe impl Sync for Floats {}
+
+impl Floats {
+    pub(super) fn new(memory: Memory, buf: &Buf, rows: usize) -> Self {
+        let start = memory.at(buf.offset, rows * buf.width);
+        Self { start, width: buf.width, rows }
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> Row {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        // SAFETY: inside the buffer, as checked here and in `new`.
+        Row { start: unsafe { self.start.add(row * self.width) }, width: self.width }
+    }
+}
+
+/// One row of f32.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    start: *mut f32,
+    width: usize,
+}
+
+impl Row {
+    #[inline(always)]
+    pub(super) fn width(self) -> usize {
+        self.width
+    }
+
+    /// 16 values from column `c` on, zeros beyond the row.
+    #[inline(always)]
+    pub(super) fn load<S: Isa>(self, s: S, c: usize) -> S::F {
+        if c + LANES <= self.width {
+            // SAFETY: inside the row; no other member writes it during this op.
+            return unsafe { s.read(self.start.add(c)) };
+        }
+        let mut lanes = [0.0; LANES];
+        for (i, lane) in lanes.iter_mut().enumerate().take(self.width.saturating_sub(c)) {
+            *lane = self.get(c + i);
+        }
+        s.load(&lanes)
+    }
+
+    /// 16 values to column `c` on, less those beyond the row.
+    #[inline(always)]
+    pub(super) fn store<S: Isa>(self, s: S, c: usize, x: S::F) {
+        if c + LANES <= self.width {
+            // SAFETY: inside the row, which is this unit's.
+            return unsafe { s.write(x, self.start.add(c)) };
+        }
+        for (i, x) in s.store(x).into_iter().enumerate().take(self.width.saturating_sub(c)) {
+            self.set(c + i, x);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn get(self, c: usize) -> f32 {
+        assert!(c < self.width);
+        // SAFETY: inside the row; no other member writes it during this op.
+        unsafe { *self.start.add(c) }
+    }
+
+    #[inline(always)]
+    pub(super) fn set(self, c: usize, x: f32) {
+        assert!(c < self.width);
+        // SAFETY: inside the row, which is this unit's.
+        unsafe { *self.start.add(c) = x }
+    }
+
+    /// Where column `c` is, with `count` values to follow.
+    #[inline(always)]
+    pub(super) fn columns(self, c: usize, count: usize) -> *mut f32 {
+        assert!(c + count <= self.width);
+        // SAFETY: inside the row.
+        unsafe { self.start.add(c) }
+    }
+
+    /// The whole row, for writing.
+    ///
+    /// # Safety
+    /// The row is this unit's, and nothing else looks at it meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn values_mut<'a>(self) -> &'a mut [f32] {
+        // SAFETY: inside the buffer; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.width) }
+    }
+}
+
+/// Rows of 8-bit groups.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quants {
+    bytes: *mut i8,
+    scales: *mut f32,
+    sums: *mut f32,
+    width: usize,
+    rows: usize,
+}
+
+// SAFETY: under the discipline of this module.
+unsafe impl Send for Quants {}
+// SAFETY: under the discipline of this module.
+unsafe impl Sync for Quants {}
+
+impl Quants {
+    pub(super) fn new(memory: Memory, buf: &QuantBuf, rows: usize) -> Self {
+        assert!(buf.width.is_multiple_of(GROUP), "{} values are no whole groups", buf.width);
+        let groups = rows * (buf.width / GROUP);
+        Self {
+            bytes: memory.at(buf.values, rows * buf.width),
+            scales: memory.at(buf.scales, groups),
+            sums: memory.at(buf.sums, groups),
+            width: buf.width,
+            rows,
+        }
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Bytes, scales and sums of a row.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> QuantRow {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let groups = self.width / GROUP;
+        // SAFETY: inside the three buffers, as checked here and in `new`.
+        unsafe {
+            QuantRow {
+                bytes: self.bytes.add(row * self.width),
+                scales: self.scales.add(row * groups),
+                sums: self.sums.add(row * groups),
+                groups,
+            }
+        }
+    }
+}
+
+/// One row of 8-bit groups.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QuantRow {
+    pub(super) bytes: *const i8,
+    pub(super) scales: *const f32,
+    pub(super) sums: *const f32,
+    groups: usize,
+}
+
+impl QuantRow {
+    /// Quantises 32 values into group `group`.
+    #[inline(always)]
+    pub(super) fn store<S: Isa>(self, s: S, group: usize, x: [S::F; 2]) {
+        assert!(group < self.groups);
+        let q = math::quantise(s, x);
+        // SAFETY: inside the three buffers; the row is this unit's.
+        unsafe {
+            self.bytes.cast_mut().cast::<[[i8; LANES]; 2]>().add(group).write(q.bytes);
+            self.scales.cast_mut().add(group).write(q.scale);
+            self.sums.cast_mut().add(group).write(q.sum);
+        }
+    }
+}
+
+/// Where an op's output rows go.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sink {
+    Full(Floats),
+    Quant(Quants),
+}
+
+impl Sink {
+    pub(super) fn new(memory: Memory, activation: &Activation, rows: usize) -> Self {
+        match activation {
+            Activation::Full(buf) => Sink::Full(Floats::new(memory, buf, rows)),
+            Activation::Quant(buf) => Sink::Quant(Quants::new(memory, buf, rows)),
+        }
+    }
+
+    pub(super) fn width(&self) -> usize {
+        match self {
+            Sink::Full(floats) => floats.width(),
+            Sink::Quant(quants) => quants.width(),
+        }
+    }
+
+    /// Fills columns `from..to` of a row from `lanes(c)`: the 16 values at column c. `from` and
+    /// `to` are multiples of 32 for 8-bit rows; `to` may be the width of any row. `lanes` may read
+    /// the columns that it is asked for from the very row that is written.
+    #[inline(always)]
+    pub(super) fn fill<S: Isa>(
+        &self,
+        s: S,
+        row: usize,
+        columns: std::ops::Range<usize>,
+        lanes: impl Fn(usize) -> S::F,
+    ) {
+        match self {
+            Sink::Full(floats) => {
+                let row = floats.row(row);
+                for c in columns.step_by(LANES) {
+                    row.store(s, c, lanes(c));
+                }
+            }
+            Sink::Quant(quants) => {
+                let row = quants.row(row);
+                for c in columns.step_by(GROUP) {
+                    row.store(s, c / GROUP, [lanes(c), lanes(c + LANES)]);
+                }
+            }
+        }
+    }
+}
