@@ -3,4 +3,5 @@
 
 pub mod arena;
 pub mod cpu;
+pub mod memory;
 pub mod threads;

@@ -8,7 +8,7 @@ use crate::device::arena::Region;
 use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError};
 use crate::kernels::batch::{Batch, BatchSpan, KvMap};
-use crate::kernels::execute::Executor;
+use crate::kernels::cpu::executor::Executor;
 use crate::kernels::ops::Buf;
 use crate::kernels::sample::Sampler;
 use crate::request::{LaneId, Micros, TokenId};
@@ -81,7 +81,7 @@ impl ModelRunner {
         pack(&mut self.batch, step, &self.seats);
         let Memory { kv, workspace, .. } = &mut self.memory;
         let executed = self.executor.execute(program, &self.batch, &lane.map, kv, workspace);
-        executed.map_err(|panic| StepError::step(panic.to_string()))?;
+        executed.map_err(|error| StepError::step(error.to_string()))?;
         let output = program.output.expect("every program has an output");
         self.answer(step, output, outcome);
         Ok(())
@@ -90,10 +90,7 @@ impl ModelRunner {
     /// Samples, or copies vectors out.
     fn answer(&mut self, step: &Step, output: Buf, outcome: &mut Outcome) {
         let Self { memory, sampler, seats, .. } = self;
-        let row = |index: usize| {
-            let start = output.offset + index * output.width * size_of::<f32>();
-            memory.workspace.floats(start, output.width)
-        };
+        let row = |index: usize| output.row(&memory.workspace, index);
         let yields = step.spans.iter().filter(|span| span.output != Output::None);
         for (index, span) in yields.enumerate() {
             match span.output {

@@ -16,7 +16,8 @@ use crate::engine::model_runner::ModelRunner;
 use crate::engine::residency::{self, LoadedModel, OpenedModel};
 use crate::engine::runner::{Runner, StepError};
 use crate::engine::warmup;
-use crate::kernels::execute::{Executor, SetKind};
+use crate::kernels::cpu::executor::Executor;
+use crate::kernels::cpu::isa::SetKind;
 use crate::model::ModelState;
 use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
@@ -260,7 +261,7 @@ impl Startup {
         let available = memory::available().unwrap_or(u64::MAX);
         let limit = self.config.device.memory_limit;
         let workspaces = loaded.iter().flatten().map(|model| model.program.workspace_bytes as u64);
-        let weights = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
+        let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
         let by_default = (total / 10 * 9).min((available + weights).saturating_sub(512 << 20));
         let mut ledger = Ledger {
             weights,
@@ -287,7 +288,7 @@ impl Startup {
     ) -> Result<(Scheduler, ModelRunner), StartError> {
         let threads = self.config.cpu.threads.unwrap_or_else(crate::device::cpu::threads_available);
         let set = SetKind::detect();
-        tracing::info!(threads, kernels = ?set, "device opened");
+        tracing::info!(threads, kernels = set.as_str(), "device opened");
         let executor = Executor::new(Team::new(threads)?, set);
         let mut runner =
             ModelRunner::new(executor, lanes.len(), (pages.count, pages.page_bytes))?;

@@ -19,6 +19,18 @@ pub struct Batch {
     pub gather: Vec<u32>,
 }
 
+impl Batch {
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.span_of.clear();
+        self.spans.clear();
+        self.blocks.clear();
+        self.gather.clear();
+    }
+}
+
 /// A span, as kernels see it.
 #[derive(Debug, Clone, Default)]
 pub struct BatchSpan {

@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::bert::{BertModel, Config};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use sconce::kernels::execute::SetKind;
+use sconce::kernels::cpu::isa::SetKind;
 
 use crate::fixtures::{golden_json, model_files};
 use crate::models::{Bench, ENCODER, GENERATOR, cosine, ids};

@@ -7,7 +7,8 @@ use sconce::engine::budget::{self, Wish};
 use sconce::engine::model_runner::ModelRunner;
 use sconce::engine::residency;
 use sconce::engine::runner::Runner;
-use sconce::kernels::execute::{Executor, SetKind};
+use sconce::kernels::cpu::executor::Executor;
+use sconce::kernels::cpu::isa::SetKind;
 use sconce::request::{LaneId, Micros, RequestId, Sampling};
 use sconce::scheduler::step::{
     BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Seat, Span, Step,
