@@ -51,6 +51,9 @@ pub(super) struct Blocks {
     free: u32,
     held: u32,
     cached: u32,
+    /// Groups without a block in use, and groups with only cached ones.
+    empty_groups: u32,
+    cached_groups: u32,
 }
 
 #[derive(Debug, Default)]
@@ -112,6 +115,8 @@ impl Blocks {
             free: 0,
             held: 0,
             cached: 0,
+            empty_groups: 0,
+            cached_groups: 0,
         }
     }
 
@@ -130,6 +135,16 @@ impl Blocks {
         self.cached
     }
 
+    /// Groups without a block in use.
+    pub(super) fn empty_groups(&self) -> u32 {
+        self.empty_groups
+    }
+
+    /// Groups of which only cached blocks are in use.
+    pub(super) fn cached_groups(&self) -> u32 {
+        self.cached_groups
+    }
+
     /// Takes in a group of super-pages and numbers it.
     pub(super) fn add_group(&mut self, pages: Vec<u32>) -> u32 {
         let number = self.vacant.pop().unwrap_or(self.groups.len() as u32);
@@ -139,9 +154,11 @@ impl Blocks {
             self.blocks.resize(blocks, Block { holders: 0, older: NONE, newer: NONE, entry: None });
             self.tokens.resize(blocks, [0; BLOCK_TOKENS]);
         }
-        let group = &mut self.groups[number as usize];
-        group.pages = pages;
-        group.free.extend((0..self.per_group).rev());
+        let per_group = self.per_group;
+        self.change(number, |group| {
+            group.pages = pages;
+            group.free.extend((0..per_group).rev());
+        });
         self.free += self.per_group;
         number
     }
@@ -158,13 +175,7 @@ impl Blocks {
 
     /// What a group is used for.
     pub(super) fn group_use(&self, group: u32) -> GroupUse {
-        let group = &self.groups[group as usize];
-        match (group.held, group.cached) {
-            _ if group.leaving || group.pages.is_empty() => GroupUse::Gone,
-            (0, 0) => GroupUse::Empty,
-            (0, cached) => GroupUse::CachedOnly(cached),
-            _ => GroupUse::Held,
-        }
+        self.groups[group as usize].used()
     }
 
     /// Gives a group up: nothing new goes there and nothing of it is found any more. Returns its
@@ -180,9 +191,8 @@ impl Blocks {
                 }
             }
         }
-        let group = &mut self.groups[number as usize];
-        group.leaving = true;
-        self.free -= group.free.len() as u32;
+        self.change(number, |group| group.leaving = true);
+        self.free -= self.groups[number as usize].free.len() as u32;
         if self.current == number {
             self.current = NONE;
         }
@@ -206,9 +216,9 @@ impl Blocks {
         if current.is_none_or(|group| group.leaving || group.free.is_empty()) {
             self.current = self.fullest();
         }
-        let group = &mut self.groups[self.current as usize];
-        let slot = group.free.pop().expect("the fullest group has a free block");
-        group.held += 1;
+        let slot = self.groups[self.current as usize].free.pop();
+        let slot = slot.expect("the fullest group has a free block");
+        self.change(self.current, |group| group.held += 1);
         self.free -= 1;
         self.held += 1;
         let id = BlockId { group: self.current, slot };
@@ -227,8 +237,7 @@ impl Blocks {
         let (block, made) = self.find(prefix, tokens)?;
         if self.blocks[block as usize].holders == 0 {
             self.unlink(block);
-            let group = &mut self.groups[(block / self.per_group) as usize];
-            group.held += 1;
+            self.change(block / self.per_group, |group| group.held += 1);
             self.held += 1;
         }
         self.blocks[block as usize].holders += 1;
@@ -268,7 +277,7 @@ impl Blocks {
         }
         let registered = state.entry.is_some();
         self.held -= 1;
-        self.groups[id.group as usize].held -= 1;
+        self.change(id.group, |group| group.held -= 1);
         if registered {
             self.link(block);
             return None;
@@ -279,6 +288,19 @@ impl Blocks {
 
     fn flat(&self, id: BlockId) -> u32 {
         id.group * self.per_group + id.slot
+    }
+
+    /// Changes a group and keeps count of what groups are used for.
+    fn change(&mut self, number: u32, change: impl FnOnce(&mut Group)) {
+        let group = &mut self.groups[number as usize];
+        let before = group.used();
+        change(group);
+        let after = group.used();
+        self.empty_groups += u32::from(after == GroupUse::Empty);
+        self.empty_groups -= u32::from(before == GroupUse::Empty);
+        let cached = |used| matches!(used, GroupUse::CachedOnly(_));
+        self.cached_groups += u32::from(cached(after));
+        self.cached_groups -= u32::from(cached(before));
     }
 
     /// The group with the fewest free blocks that has one.
@@ -332,7 +354,7 @@ impl Blocks {
         }
         self.blocks[block as usize].older = older;
         self.blocks[block as usize].newer = NONE;
-        self.groups[(block / self.per_group) as usize].cached += 1;
+        self.change(block / self.per_group, |group| group.cached += 1);
         self.cached += 1;
     }
 
@@ -347,8 +369,19 @@ impl Blocks {
             NONE => self.newest = older,
             newer => self.blocks[newer as usize].older = older,
         }
-        self.groups[(block / self.per_group) as usize].cached -= 1;
+        self.change(block / self.per_group, |group| group.cached -= 1);
         self.cached -= 1;
+    }
+}
+
+impl Group {
+    fn used(&self) -> GroupUse {
+        match (self.held, self.cached) {
+            _ if self.leaving || self.pages.is_empty() => GroupUse::Gone,
+            (0, 0) => GroupUse::Empty,
+            (0, cached) => GroupUse::CachedOnly(cached),
+            _ => GroupUse::Held,
+        }
     }
 }
 
@@ -378,6 +411,12 @@ impl Blocks {
         }
         assert_eq!((self.free, self.held, self.cached), (free, held, cached));
         assert_eq!(self.index.len(), registered);
+        let uses: Vec<GroupUse> = self.groups.iter().map(Group::used).collect();
+        let count = |matches: fn(&GroupUse) -> bool| {
+            uses.iter().filter(|used| matches(used)).count() as u32
+        };
+        assert_eq!(self.empty_groups, count(|used| *used == GroupUse::Empty));
+        assert_eq!(self.cached_groups, count(|used| matches!(used, GroupUse::CachedOnly(_))));
         let mut listed = 0;
         let mut at = self.oldest;
         while at != NONE {

@@ -38,6 +38,8 @@ pub(super) struct GenerateLane {
     pub(super) waiting_new: u64,
     /// Learned: generated / `max_tokens`.
     pub(super) answered: f64,
+    /// Age of the waiting sequence that found no room, and the pages' releases at that moment.
+    no_room: Option<(u64, u64)>,
     next_age: u64,
     /// Age of the sequence that the next step's decode rows begin with.
     turn: u64,
@@ -62,6 +64,7 @@ impl GenerateLane {
             waiting_tokens: 0,
             waiting_new: 0,
             answered: 0.5,
+            no_room: None,
             next_age: 0,
             turn: 0,
             decoding: Vec::new(),
@@ -108,7 +111,9 @@ impl GenerateLane {
         }
         self.prefilling.sort_unstable_by_key(|&index| self.sequences[index].age);
         match self.waiting.front() {
-            Some(&head) if may_admit => blocks + self.sequences[head].blocks_for_text(),
+            Some(&head) if may_admit && self.leaving == 0 => {
+                blocks + self.sequences[head].blocks_for_text()
+            }
             _ => blocks,
         }
     }
@@ -185,8 +190,14 @@ impl GenerateLane {
     fn plan_waiting(&mut self, turn: &mut PlanTurn, budget: &mut u32) {
         while *budget > 0 && turn.seats.available(self.lane) {
             let Some(&index) = self.waiting.front() else { break };
-            let cut_short = self.sequences[index].known() > *budget;
-            if (turn.chunked && cut_short && *budget < ROWS) || !self.board(turn, index) {
+            let sequence = &self.sequences[index];
+            let age = sequence.age;
+            let too_short = turn.chunked && *budget < ROWS.min(sequence.known());
+            if too_short || self.no_room == Some((age, turn.pages.releases())) {
+                break;
+            }
+            if !self.board(turn, index) {
+                self.no_room = Some((age, turn.pages.releases()));
                 break;
             }
             self.push_chunk(turn, index, budget);

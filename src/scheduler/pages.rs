@@ -16,6 +16,8 @@ pub(super) struct Pages {
     free: Vec<u32>,
     total: u32,
     lanes: Vec<Loan>,
+    /// Counts what may have made room for some lane.
+    releases: u64,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Pages {
             guaranteed <= u64::from(total),
             "the lanes' guarantees ({guaranteed} pages) exceed the pool ({total} pages)"
         );
-        Self { free: (0..total).rev().collect(), total, lanes }
+        Self { free: (0..total).rev().collect(), total, lanes, releases: 0 }
     }
 
     /// One lane's blocks.
@@ -80,7 +82,13 @@ impl Pages {
 
     /// Says whether the lane has work; its guarantee is held back only then.
     pub(super) fn set_active(&mut self, lane: usize, active: bool) {
-        self.lanes[lane].active = active;
+        let was = std::mem::replace(&mut self.lanes[lane].active, active);
+        self.releases += u64::from(was && !active);
+    }
+
+    /// Grows whenever something was released; as long as it does not, what lacked room still does.
+    pub(super) fn releases(&self) -> u64 {
+        self.releases
     }
 
     /// Whether the lane has fewer groups than it is guaranteed.
@@ -116,6 +124,7 @@ impl Pages {
 
     /// A sequence of the lane gives a block back.
     pub(super) fn release(&mut self, lane: usize, id: BlockId) {
+        self.releases += 1;
         let loan = &mut self.lanes[lane];
         if let Some(pages) = loan.blocks.release(id) {
             loan.leaving -= 1;
@@ -171,7 +180,7 @@ impl Pages {
     pub(super) fn most_above_guarantee(&self, lane: usize) -> Option<usize> {
         let candidates = (0..self.lanes.len()).filter(|&other| {
             let loan = &self.lanes[other];
-            other != lane && loan.above() > 0 && loan.any_group(|used| used == GroupUse::Held)
+            other != lane && loan.above() > 0 && loan.has_held_group()
         });
         candidates.max_by_key(|&other| self.lanes[other].above() * self.lanes[other].layers)
     }
@@ -179,6 +188,7 @@ impl Pages {
     /// Takes a group away from its lane: at once if nobody holds a block of it, else as soon as
     /// its last block is released.
     pub(super) fn take_away(&mut self, lane: usize, group: u32) {
+        self.releases += 1;
         let loan = &mut self.lanes[lane];
         loan.lent -= 1;
         match loan.blocks.leave(group) {
@@ -290,22 +300,17 @@ impl Loan {
     /// Groups that other lanes may take without touching any sequence: what is unused above the
     /// guarantee, all that is empty while the lane has no work, and cached ones on demand.
     fn spare(&self, with_cached: bool) -> u32 {
-        let empty = self.count(|used| used == GroupUse::Empty);
+        let empty = self.blocks.empty_groups();
         let unused = if self.active { empty.min(self.above()) } else { empty };
         if !with_cached {
             return unused;
         }
-        let cached = self.count(|used| matches!(used, GroupUse::CachedOnly(_)));
-        unused + cached.min(self.above().saturating_sub(unused))
+        unused + self.blocks.cached_groups().min(self.above().saturating_sub(unused))
     }
 
-    fn count(&self, matches: impl Fn(GroupUse) -> bool) -> u32 {
-        let numbers = self.blocks.group_numbers();
-        numbers.filter(|&group| matches(self.blocks.group_use(group))).count() as u32
-    }
-
-    fn any_group(&self, matches: impl Fn(GroupUse) -> bool) -> bool {
-        self.blocks.group_numbers().any(|group| matches(self.blocks.group_use(group)))
+    /// Whether sequences hold blocks of some group that stays.
+    fn has_held_group(&self) -> bool {
+        self.lent > self.blocks.empty_groups() + self.blocks.cached_groups()
     }
 }
 

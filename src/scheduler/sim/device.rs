@@ -113,14 +113,17 @@ impl Device {
                 Input::Seat(Seat(seat)) => self.seats[seat as usize],
             };
             last = u64::from(token);
-            let layers = groups[0].len();
+            let layers = groups[0].len() as u64;
             for layer in 0..layers {
                 let cell = |at: usize| {
                     let block = at / BLOCK_TOKENS;
                     let slot = table[block].slot as usize;
-                    (groups[block][layer] as usize, slot * BLOCK_TOKENS + at % BLOCK_TOKENS)
+                    (
+                        groups[block][layer as usize] as usize,
+                        slot * BLOCK_TOKENS + at % BLOCK_TOKENS,
+                    )
                 };
-                let mut seen = layer as u64;
+                let mut seen = layer;
                 for at in 0..position {
                     let (page, index) = cell(at);
                     let Cell { value, tenant: whose } = self.pages[page][index];

@@ -1,1 +1,0 @@
-//! Tests of the scheduler as a whole: one mechanism each.
