@@ -66,10 +66,14 @@ pub(crate) fn advance(lifecycle: &Lifecycle, phase: Phase) {
     }
 }
 
+/// A message a line, as `role:content`, and the role of the answer.
+const TEMPLATE: &str =
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}assistant:";
+
 fn text() -> ModelText {
     ModelText {
         tokenizer: Arc::new(Tokenizer::from_hf_json(tokenizer_json().as_bytes()).unwrap()),
-        template: Some(Arc::new(ChatTemplate {})),
+        template: Some(Arc::new(ChatTemplate::new(TEMPLATE, "", "").unwrap())),
         stop_tokens: Arc::new([END]),
     }
 }
