@@ -55,6 +55,15 @@ pub struct Front {
     next_id: AtomicU64,
 }
 
+/// A model that a request may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// Its tokenizer and template.
+    pub text: &'a ModelText,
+}
+
 impl fmt::Debug for Front {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Front").field("phase", &self.lifecycle.phase()).finish_non_exhaustive()
@@ -86,12 +95,7 @@ impl Front {
     ///
     /// # Errors
     /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`.
-    pub fn enter(
-        &self,
-        ticket: &mut Ticket,
-        name: &str,
-        task: ModelTask,
-    ) -> Result<(&Model, &ModelText)> {
+    pub fn enter(&self, ticket: &mut Ticket, name: &str, task: ModelTask) -> Result<Entry<'_>> {
         let model = self.catalog.find(name)?;
         ticket.set_lane(model.lane);
         if model.task != task {
@@ -105,7 +109,7 @@ impl Front {
         }
         ticket.accepted(self.lifecycle.admit()?);
         match model.state() {
-            ModelState::Ready | ModelState::Evicted => Ok((model, model.text()?)),
+            ModelState::Ready | ModelState::Evicted => Ok(Entry { model, text: model.text()? }),
             _ => Err(model.loading()),
         }
     }

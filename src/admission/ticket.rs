@@ -132,7 +132,6 @@ impl Ticket {
 
     pub(super) fn accepted(&mut self, in_flight: InFlight) {
         self.in_flight = Some(in_flight);
-        self.front.telemetry.in_flight(1);
     }
 
     pub(super) fn refused_for(&mut self, reason: Rejection) {
@@ -145,10 +144,10 @@ impl Ticket {
 
     fn report(&self, ended: Ended) {
         let front = &self.front;
-        if let (Ended::Failed(kind), None) = (ended, self.submitted) {
-            if let Some(reason) = self.refused_for.or_else(|| rejection(kind)) {
-                front.telemetry.rejected(self.lane, reason);
-            }
+        if let (Ended::Failed(kind), None) = (ended, self.submitted)
+            && let Some(reason) = self.refused_for.or_else(|| rejection(kind))
+        {
+            front.telemetry.rejected(self.lane, reason);
         }
         let duration = self.started.elapsed();
         front.telemetry.request_finished(&RequestReport {
@@ -184,11 +183,8 @@ impl Drop for Ticket {
             }
         });
         self.report(ended);
-        if let Some(mut in_flight) = self.in_flight.take() {
-            self.front.telemetry.in_flight(-1);
-            if ended == Ended::Failed(ErrorKind::Cut) {
-                in_flight.cut();
-            }
+        if let (Some(in_flight), Ended::Failed(ErrorKind::Cut)) = (&mut self.in_flight, ended) {
+            in_flight.cut();
         }
     }
 }

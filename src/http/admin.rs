@@ -12,7 +12,7 @@ use axum::{Extension, Router};
 use serde::Serialize;
 
 use super::connection::Peer;
-use super::health::{self, is_ready, phase_name};
+use super::health::{self, is_ready};
 use super::{Id, error};
 use crate::admission::Front;
 use crate::catalog::Model;
@@ -68,7 +68,7 @@ async fn ready(State(front): State<Arc<Front>>) -> Response {
         ModelReadiness { state: state.as_str(), eta_seconds: eta.map(|eta| eta.as_secs_f64()) }
     };
     let readiness = Readiness {
-        phase: phase_name(front.lifecycle.phase()),
+        phase: front.lifecycle.phase().as_str(),
         ready,
         models: front.catalog.models().iter().map(|m| (m.name.as_str(), of(m))).collect(),
     };
@@ -149,8 +149,7 @@ async fn stats(State(front): State<Arc<Front>>) -> Response {
         }
     };
     let models = front.catalog.models().iter().map(|m| (m.name.as_str(), of(m))).collect();
-    axum::Json(Stats { schema: 1, phase: phase_name(phase), scaling, queue, models })
-        .into_response()
+    axum::Json(Stats { schema: 1, phase: phase.as_str(), scaling, queue, models }).into_response()
 }
 
 #[derive(Serialize)]
@@ -163,7 +162,7 @@ struct DrainState {
 
 async fn drain_state(State(front): State<Arc<Front>>) -> axum::Json<DrainState> {
     axum::Json(DrainState {
-        phase: phase_name(front.lifecycle.phase()),
+        phase: front.lifecycle.phase().as_str(),
         in_flight: front.lifecycle.in_flight(),
         remaining_seconds: front.lifecycle.remaining().map(|left| left.as_secs_f64()),
     })

@@ -47,10 +47,9 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
     let params = Params::take(&mut body)?;
     let messages = messages(body.messages.take().unwrap_or_default())?;
     let name = generate::model_name(body.model.as_ref())?;
-    let (model, text) = front.enter(ticket, name, ModelTask::Generate)?;
-    let prompt = front.render(text, messages, model.context()).await?;
-    let defaults = (Shape::Chat, model.context());
-    generate::submit(front, ticket, (model, text), defaults, &params, vec![prompt])
+    let entry = front.enter(ticket, name, ModelTask::Generate)?;
+    let prompt = front.render(entry.text, messages, entry.model.context()).await?;
+    generate::submit(front, ticket, entry, Shape::Chat, &params, vec![prompt])
 }
 
 fn messages(given: Vec<ChatMessage>) -> Result<Vec<Message>> {

@@ -20,9 +20,6 @@ use crate::model::ModelTask;
 /// Most prompts in one request.
 const PROMPTS_MAX: usize = 128;
 
-/// New tokens when the caller does not say: the API's own default.
-const MAX_TOKENS_DEFAULT: u32 = 16;
-
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new().route("/v1/completions", post(create))
 }
@@ -49,8 +46,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
         return Err(Error::invalid("prompt", message));
     }
     let name = generate::model_name(body.model.as_ref())?;
-    let (model, text) = front.enter(ticket, name, ModelTask::Generate)?;
-    let prompts = input.encode(front, text, model.context(), "prompt").await?;
-    let defaults = (Shape::Text, MAX_TOKENS_DEFAULT);
-    generate::submit(front, ticket, (model, text), defaults, &params, prompts)
+    let entry = front.enter(ticket, name, ModelTask::Generate)?;
+    let prompts = input.encode(front, entry.text, entry.model.context(), "prompt").await?;
+    generate::submit(front, ticket, entry, Shape::Text, &params, prompts)
 }

@@ -22,7 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
@@ -47,12 +47,13 @@ pub(super) async fn serve(
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let busy = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Timed::new(stream, Arc::clone(&busy), limits));
+    let activity = Arc::new(Activity::default());
+    let io = TokioIo::new(Timed::new(stream, Arc::clone(&activity), limits));
+    let answered = Arc::clone(&activity);
     let expires = Instant::now() + limits.max_connection_age.mul_f64(spread());
     let service = service_fn(move |mut request: Request<Incoming>| {
-        busy.store(true, Ordering::Relaxed);
-        let guard = Busy(Arc::clone(&busy));
+        activity.busy.store(true, Ordering::Relaxed);
+        let guard = Busy(Arc::clone(&activity));
         request.extensions_mut().insert(Peer(peer));
         let answer = router.clone().oneshot(request.map(Body::new));
         async move {
@@ -73,8 +74,8 @@ pub(super) async fn serve(
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     // A new connection may ask once in any phase: only what comes later ends it.
-    phase.mark_unchanged();
-    loop {
+    let mut stopped = *phase.borrow_and_update() == Phase::Stopped;
+    while !stopped {
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
@@ -82,14 +83,14 @@ pub(super) async fn serve(
                 }
                 return;
             }
+            // Polls the connection again, so that it looks at its idle timer.
+            () = answered.idle.notified() => {}
             changed = phase.changed() => {
                 let now = *phase.borrow_and_update();
                 if now > Phase::Draining {
                     connection.as_mut().graceful_shutdown();
                 }
-                if now == Phase::Stopped || changed.is_err() {
-                    break;
-                }
+                stopped = now == Phase::Stopped || changed.is_err();
             }
         }
     }
@@ -104,12 +105,21 @@ fn spread() -> f64 {
     0.9 + 0.2 * f64::from(uuid::Uuid::new_v4().as_u128() as u32) / f64::from(u32::MAX)
 }
 
+/// Whether a connection is between the end of a request's headers and the end of its answer.
+#[derive(Default)]
+struct Activity {
+    busy: AtomicBool,
+    /// An answer has ended.
+    idle: Notify,
+}
+
 /// Says, when dropped, that the request is answered and the connection idle.
-struct Busy(Arc<AtomicBool>);
+struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.busy.store(false, Ordering::Relaxed);
+        self.0.idle.notify_one();
     }
 }
 
@@ -142,8 +152,7 @@ impl hyper::body::Body for Tracked {
 /// A stream that ends when it is idle for too long, or when a request's headers take too long.
 struct Timed {
     stream: TcpStream,
-    /// Between the end of a request's headers and the end of its answer.
-    busy: Arc<AtomicBool>,
+    activity: Arc<Activity>,
     was_busy: bool,
     /// Some of a request's headers are here.
     in_headers: bool,
@@ -152,9 +161,9 @@ struct Timed {
 }
 
 impl Timed {
-    fn new(stream: TcpStream, busy: Arc<AtomicBool>, limits: Limits) -> Self {
+    fn new(stream: TcpStream, activity: Arc<Activity>, limits: Limits) -> Self {
         let timer = Box::pin(tokio::time::sleep(limits.keep_alive));
-        Self { stream, busy, was_busy: false, in_headers: false, limits, timer }
+        Self { stream, activity, was_busy: false, in_headers: false, limits, timer }
     }
 
     fn start_timer(&mut self, time: Duration) {
@@ -163,7 +172,7 @@ impl Timed {
 
     /// Follows requests and answers: the idle timer starts when an answer ends.
     fn follow(&mut self) -> bool {
-        let busy = self.busy.load(Ordering::Relaxed);
+        let busy = self.activity.busy.load(Ordering::Relaxed);
         if busy {
             self.in_headers = false;
         } else if self.was_busy {

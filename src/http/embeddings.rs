@@ -14,8 +14,8 @@ use tokio::time::timeout_at;
 use super::generate::{json_response, model_name, refuse};
 use super::openai::EmbeddingsBody;
 use super::{Id, answer, body};
-use crate::admission::Front;
 use crate::admission::ticket::Ticket;
+use crate::admission::{Entry, Front};
 use crate::catalog::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ModelTask;
@@ -108,7 +108,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
         return Err(Error::invalid("input", message));
     }
     let name = model_name(body.model.as_ref())?;
-    let (model, text) = front.enter(ticket, name, ModelTask::Embed)?;
+    let Entry { model, text } = front.enter(ticket, name, ModelTask::Embed)?;
     let inputs = input.encode(front, text, model.context(), "input").await?;
     check_lengths(model, &inputs)?;
     let count = inputs.len();

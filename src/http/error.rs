@@ -11,12 +11,12 @@ use crate::error::{Error, ErrorKind, Fault};
 
 /// `{"error":{…}}` with all four keys; `code` is a string or null, or Rust clients break.
 #[derive(Serialize)]
-struct Body4<'a> {
-    error: Inner<'a>,
+struct Envelope<'a> {
+    error: Details<'a>,
 }
 
 #[derive(Serialize)]
-struct Inner<'a> {
+struct Details<'a> {
     message: &'a str,
     r#type: &'static str,
     param: Option<&'a str>,
@@ -42,13 +42,13 @@ pub(super) fn with_status(status: StatusCode, error: &Error, id: &str) -> Respon
 pub(super) fn body(error: &Error, id: &str) -> Vec<u8> {
     let kind = error.kind();
     let message = format!("{} (request id: {id})", error.message());
-    let inner = Inner {
+    let inner = Details {
         message: &message,
         r#type: family(kind),
         param: error.param(),
         code: Some(kind.code()),
     };
-    serde_json::to_vec(&Body4 { error: inner }).expect("strings and nulls always serialise")
+    serde_json::to_vec(&Envelope { error: inner }).expect("strings and nulls always serialise")
 }
 
 /// The fallback for unknown paths.

@@ -14,12 +14,10 @@ use super::error;
 use super::openai::{Answer, AnswerMessage, ChatChoice, GenerateUsage, TextChoice};
 use super::params::Params;
 use super::sse::{self, Head, Shape};
-use crate::admission::Front;
 use crate::admission::ticket::Ticket;
-use crate::catalog::Model;
+use crate::admission::{Entry, Front};
 use crate::error::{Error, Result};
 use crate::request::{Task, TokenId};
-use crate::text::ModelText;
 
 /// Answers that are on their way.
 pub(super) struct Running {
@@ -36,23 +34,23 @@ pub(super) fn model_name(name: Option<&String>) -> Result<&str> {
     name.map(String::as_str).ok_or_else(|| Error::invalid("model", "'model' is required"))
 }
 
-/// Submits a request for each prompt. `default_max` is how long an answer may be when the caller
-/// does not say.
+/// Submits a request for each prompt.
 ///
 /// # Errors
 /// `ContextLengthExceeded`, and whatever admission refuses.
 pub(super) fn submit(
     front: &Front,
     ticket: &mut Ticket,
-    (model, text): (&Model, &ModelText),
-    (shape, default_max): (Shape, u32),
+    entry: Entry<'_>,
+    shape: Shape,
     params: &Params,
     prompts: Vec<Arc<[TokenId]>>,
 ) -> Result<Running> {
+    let Entry { model, text } = entry;
     let lengths: Vec<u32> = prompts.iter().map(|prompt| prompt.len() as u32).collect();
     let tasks = prompts
         .into_iter()
-        .map(|prompt| params.generate(prompt, text, model.context(), default_max))
+        .map(|prompt| params.generate(prompt, text, model.context(), shape.default_max()))
         .map(|generate| generate.map(Task::Generate))
         .collect::<Result<Vec<Task>>>()?;
     let receivers = front.submit(ticket, model, tasks)?;

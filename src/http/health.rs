@@ -41,7 +41,7 @@ pub(super) async fn live(State(front): State<Arc<Front>>) -> (StatusCode, &'stat
 }
 
 async fn ready(State(front): State<Arc<Front>>) -> (StatusCode, String) {
-    let phase = format!("{}\n", phase_name(front.lifecycle.phase()));
+    let phase = format!("{}\n", front.lifecycle.phase().as_str());
     (if is_ready(&front) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, phase)
 }
 
@@ -52,18 +52,5 @@ async fn model_ready(State(front): State<Arc<Front>>, Path(path): Path<String>) 
         None => StatusCode::NOT_FOUND,
         Some(ModelState::Ready | ModelState::Evicted) if is_ready(&front) => StatusCode::OK,
         Some(_) => StatusCode::SERVICE_UNAVAILABLE,
-    }
-}
-
-/// The phase as clients and metrics spell it.
-pub(super) fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Loading => "loading",
-        Phase::Ready => "ready",
-        Phase::LameDuck => "lame_duck",
-        Phase::Draining => "draining",
-        Phase::Drained => "drained",
-        Phase::Closing => "closing",
-        Phase::Stopped => "stopped",
     }
 }

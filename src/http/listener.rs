@@ -171,7 +171,7 @@ async fn accept_all(
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    mut phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<Phase>,
     slots: Arc<Semaphore>,
 ) {
     let mut stopped = phase.clone();
@@ -187,7 +187,6 @@ async fn accept_all(
         };
         match accepted {
             Ok((stream, peer)) => {
-                phase.mark_unchanged();
                 let connection = serve_one(stream, peer, router.clone(), limits, phase.clone());
                 tokio::spawn(async move {
                     connection.await;

@@ -29,6 +29,17 @@ pub(super) enum Shape {
     Text,
 }
 
+impl Shape {
+    /// New tokens when the caller does not say, the rest of the context at most: what the API
+    /// promises.
+    pub(super) fn default_max(self) -> u32 {
+        match self {
+            Shape::Chat => u32::MAX,
+            Shape::Text => 16,
+        }
+    }
+}
+
 /// What all chunks of one stream have in common.
 #[derive(Debug)]
 pub(super) struct Head {

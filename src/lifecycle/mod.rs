@@ -140,6 +140,12 @@ impl Lifecycle {
         self.phase() >= Phase::LameDuck
     }
 
+    /// Jumps to a phase that time would lead to: for tests of those who follow it.
+    #[cfg(test)]
+    pub(crate) fn jump(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
     /// How long loading may still take: what early requests are told.
     pub fn set_eta(&self, eta: Duration) {
         self.eta_ms.store(eta.as_millis() as u64, Ordering::Relaxed);
