@@ -27,8 +27,9 @@ impl Buf {
 }
 
 /// A buffer of rows quantised to 8 bits in groups of 32 along the row (`width % 32 == 0`).
-/// `scale = max|x| / 127`, `q = round_ties_even(x / scale)` (all zero where the scale is zero);
-/// `sum = scale × Σq`. Three parts, each `rows_max` long: q (i8, `width` a row), scales (f32,
+/// `scale = max|x| / 127`, `q = x × (1 / scale)`: the exact product, rounded once to the nearest
+/// integer, ties to even. A scale below the smallest normal f32 counts as zero, and so do all q
+/// then. `sum = Σq`. Three parts, each `rows_max` long: q (i8, `width` a row), scales (f32,
 /// `width / 32` a row), sums (f32, `width / 32` a row).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantBuf {
@@ -118,7 +119,8 @@ impl KvShape {
     }
 }
 
-/// `output[r] = table[token[r]] (+ positions[position[r]]) (+ constant)`.
+/// `output[r] = table[token[r]] (+ positions[position[r]]) (+ constant)`, in this order; 4-bit
+/// values are `fma(q, scale, minimum)`, 8-bit ones `q × scale`.
 #[derive(Debug, Clone)]
 pub struct Embed {
     /// One row a token, any format; rows are dequantised one by one.
@@ -132,7 +134,10 @@ pub struct Embed {
 }
 
 /// Root-mean-square or layer normalisation of each row. Sums run in 16 lanes (`lane = i % 16`,
-/// ascending) that are added pairwise: i + i+8, +4, +2, +1.
+/// ascending) that are added pairwise: i + i+8, +4, +2, +1. Squares are added by `fma`.
+///
+/// With `inverse = 1 / sqrt(Σx² / width + eps)`: `(x × inverse) × weight`. With a bias,
+/// `mean = Σx / width` and `inverse` of `x - mean`: `fma((x - mean) × inverse, weight, bias)`.
 #[derive(Debug, Clone)]
 pub struct Norm {
     /// Rows taken part.
@@ -152,9 +157,9 @@ pub struct Norm {
 /// `output[r][n] = Σ_k input[r][k] × weight[n][k] (+ bias[n])`, then the epilogue.
 ///
 /// Float weights: one chain of fused multiply-adds in ascending k for each output. Quantised
-/// weights: the integer sum of each group of 32 is exact; groups are added in ascending order
-/// as `acc = fma(min, sum_x, acc)` (formats with a minimum), then
-/// `acc = fma(float(isum), scale_w × scale_x, acc)`.
+/// weights: the integer sum `isum` of each group of 32 is exact; groups are added in ascending
+/// order as `acc = fma(group, scale_x, acc)`, where `group = fma(scale_w, isum, min × Σq)`, and
+/// `scale_w × isum` for formats without a minimum.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// Rows taken part.
@@ -183,7 +188,8 @@ pub enum Epilogue {
 }
 
 /// Rotates q and k of each row in place (pairs `(i, i + head_dim/2)`) and writes k and v into the
-/// row's KV block. Input rows are `[q heads][k heads][v heads]`.
+/// row's KV block, rounded to f16. Input rows are `[q heads][k heads][v heads]`; `head_dim` is a
+/// multiple of 16. A pair becomes `(fma(a, cos, -(b × sin)), fma(b, cos, a × sin))`.
 #[derive(Debug, Clone)]
 pub struct RopeStore {
     /// q, k and v side by side.
@@ -194,15 +200,20 @@ pub struct RopeStore {
     pub kv: KvShape,
     /// Which layer.
     pub layer: usize,
-    /// `[position][head_dim / 2]` of (cos, sin) pairs: cos first half, sin second half.
+    /// `head_dim` values a position: `head_dim / 2` cosines, then as many sines. The number of
+    /// positions is the longest sequence.
     pub table: Vector,
 }
 
 /// Causal attention over KV blocks: row at position p sees positions `0..=p`.
 ///
 /// Scores: one chain of fused multiply-adds in ascending dimension for each position, times
-/// `scale`. Softmax is online by block of 32 positions: new maximum, rescale, `exp` by the shared
-/// polynomial, 32 lane sums added pairwise at the end; values are added in ascending position.
+/// `scale`. Softmax is online by block of 32 positions: `peak` is the new maximum,
+/// `rescale = exp(old peak - peak)`, `weight = exp(score - peak)` by the shared polynomial;
+/// 32 lane sums by `fma(total, rescale, weight)`; each output is multiplied by `rescale`, then
+/// values are added in ascending position by `fma(weight, value, output)`. At the end lane sums i
+/// and i + 16 are added, then pairwise, and outputs multiplied by `1 / total`. `head_dim` is a
+/// multiple of 16, at most 256; of 32 for 8-bit output.
 #[derive(Debug, Clone)]
 pub struct PagedAttention {
     /// As in [`RopeStore`]; only q is read.
@@ -235,7 +246,8 @@ pub struct PackedAttention {
     pub output: Activation,
 }
 
-/// `output[i] = silu(input[i]) × input[width + i]`, where the input is twice as wide.
+/// `output[i] = silu(input[i]) × input[width + i]`, where the input is twice as wide;
+/// `silu(x) = x / (1 + exp(-x))`.
 #[derive(Debug, Clone)]
 pub struct GatedSilu {
     /// `[gate][up]`.
@@ -253,7 +265,8 @@ pub struct Gather {
     pub output: Buf,
 }
 
-/// One vector a span.
+/// One vector a span: rows added in ascending order, divided by their number; normalised by
+/// dividing by the root of the sum of squares, which runs in 16 lanes as in [`Norm`].
 #[derive(Debug, Clone, Copy)]
 pub struct Pool {
     /// How.

@@ -54,7 +54,7 @@ impl<'a> LinearTask<'a> {
         assert_eq!(output.width(), op.weight.n, "an output row is as wide as the weight's outputs");
 
         let row_blocks = rows.div_ceil(ROWS_TOGETHER).max(1);
-        let row_block = rows.div_ceil(row_blocks).next_multiple_of(8);
+        let row_block = rows.div_ceil(row_blocks).next_multiple_of(8).max(8);
         // Eight units a member, so that a slow neighbour is waited for an eighth at most.
         let panel_block = op.weight.panels() * row_blocks / (8 * around.members);
         let panel_block = match panel_block {

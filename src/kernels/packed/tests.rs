@@ -1,1 +1,92 @@
+//! Packed rows read back, against an independent reader of the same blocks.
 
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Tensor};
+use std::borrow::Cow;
+
+use super::*;
+
+/// Values that no two places share.
+fn values(n: usize, k: usize) -> Vec<f32> {
+    (0..n * k).map(|i| (i as f32 * 0.37).sin() * (1.0 + i as f32 * 1e-3)).collect()
+}
+
+fn rows_of(packed: &Packed) -> Vec<f32> {
+    let mut rows = vec![0.0; packed.n * packed.k];
+    rows.chunks_exact_mut(packed.k).enumerate().for_each(|(n, row)| packed.read_row(n, row));
+    rows
+}
+
+#[test]
+fn quantised_blocks_read_as_candle_reads_them() {
+    let formats = [
+        (Encoding::Q4Zero, GgmlDType::Q4_0),
+        (Encoding::Q4One, GgmlDType::Q4_1),
+        (Encoding::Q8Zero, GgmlDType::Q8_0),
+    ];
+    for (encoding, dtype) in formats {
+        for (n, k) in [(16, 32), (37, 96), (1, 576)] {
+            let tensor = Tensor::from_vec(values(n, k), (n, k), &Device::Cpu).unwrap();
+            let quantised = QTensor::quantize(&tensor, dtype).unwrap();
+            let bytes = quantised.data().unwrap();
+            let packed = Packed::from_bytes(n, k, encoding, &bytes).unwrap();
+            let storage = QStorage::from_data(Cow::Borrowed(&bytes), &Device::Cpu, dtype).unwrap();
+            let read = QTensor::new(storage, (n, k)).unwrap().dequantize(&Device::Cpu).unwrap();
+            let expected: Vec<f32> = read.flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(rows_of(&packed), expected, "{encoding:?} {n} × {k}");
+        }
+    }
+}
+
+#[test]
+fn floats_of_every_width() {
+    for (n, k) in [(1, 1), (40, 37), (16, 64)] {
+        let values = values(n, k);
+        let packed = Packed::from_f32(n, k, &values).unwrap();
+        assert_eq!(rows_of(&packed), values);
+        let half: Vec<u8> = values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+        let packed = Packed::from_bytes(n, k, Encoding::F16, &half).unwrap();
+        let expected: Vec<f32> = values.iter().map(|x| f16::from_f32(*x).to_f32()).collect();
+        assert_eq!(rows_of(&packed), expected);
+        let brain: Vec<u8> = values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
+        let packed = Packed::from_bytes(n, k, Encoding::Bf16, &brain).unwrap();
+        let expected: Vec<f32> = values.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+        assert_eq!(rows_of(&packed), expected);
+    }
+}
+
+#[test]
+fn rows_may_come_in_any_order() {
+    let values = values(20, 32);
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let row = |r: usize| &bytes[(19 - r) * 128..(20 - r) * 128];
+    let packed = Packed::from_rows(20, 32, Encoding::F32, row).unwrap();
+    let mut first = vec![0.0; 32];
+    packed.read_row(0, &mut first);
+    assert_eq!(first, values[19 * 32..]);
+}
+
+#[test]
+fn memory_is_what_the_values_take() {
+    let bytes = vec![0; 960 * 576 / 32 * 20];
+    let packed = Packed::from_bytes(960, 576, Encoding::Q4One, &bytes).unwrap();
+    assert_eq!((packed.panels(), packed.bytes()), (60, bytes.len()));
+    let bytes = vec![0; 100 * 64 / 32 * 34];
+    let packed = Packed::from_bytes(100, 64, Encoding::Q8Zero, &bytes).unwrap();
+    assert_eq!((packed.panels(), packed.bytes()), (7, 7 * 16 * (64 + 4)));
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let refusal = |k, encoding, bytes: usize| {
+        Packed::from_bytes(2, k, encoding, &vec![0; bytes]).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refusal(33, Encoding::Q8Zero, 68),
+        "a quantised row of 33 values is not a multiple of 32"
+    );
+    assert_eq!(refusal(32, Encoding::Q4One, 39), "row 0 has 39 bytes, 40 expected");
+    assert!(Packed::from_f32(2, 3, &[0.0; 5]).is_err());
+    let short = Packed::from_rows(2, 3, Encoding::F32, |r| &[0; 12][..12 - r]).unwrap_err();
+    assert_eq!(short.to_string(), "row 1 has 11 bytes, 12 expected");
+}
