@@ -3,10 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::arch::layers::{Builder, Scale};
-use crate::kernels::ops::{
-    Buf, Epilogue, Gather, Linear, Norm, Op, Pool, PoolKind, Rows,
-};
+use crate::kernels::builder::{Builder, Scale};
+use crate::kernels::ops::{Buf, Epilogue, Gather, Linear, Norm, Op, Pool, PoolKind, Rows};
 use crate::kernels::packed::Packed;
 
 /// Appends the head of a generator: only rows that sample are normalised and multiplied, for the

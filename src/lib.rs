@@ -18,9 +18,9 @@ pub mod catalog;
 // B. device side.
 pub mod device;
 pub mod kernels;
-pub mod arch;
-pub mod head;
 pub mod weights;
+pub mod head;
+pub mod arch;
 pub mod engine;
 
 // C. front side.

@@ -3,9 +3,9 @@
 
 use serde_json::Value as Json;
 
-use crate::arch::layers::{Builder, Dense, Scale};
-use crate::arch::{Capacity, Description, Outline};
+use crate::arch::{Description, Outline};
 use crate::head;
+use crate::kernels::builder::{Builder, Capacity, Dense, Scale};
 use crate::kernels::ops::{
     Activation, Buf, Embed, Epilogue, Op, PackedAttention, PoolKind, Program, Rows,
 };
@@ -136,9 +136,8 @@ impl Shape {
     }
 
     fn norm(&self, weights: &Weights, name: &str) -> Result<Scale, LoadError> {
-        let vector = |part: &str| {
-            weights.vector(&[format!("{}{name}.{part}", self.prefix)], self.hidden)
-        };
+        let vector =
+            |part: &str| weights.vector(&[format!("{}{name}.{part}", self.prefix)], self.hidden);
         Ok(Scale { weight: vector("weight")?, bias: Some(vector("bias")?), eps: self.eps })
     }
 }
@@ -157,8 +156,7 @@ impl Layer {
             let bias = Some(weights.vector(&named("bias"), rows * names.len())?);
             Ok(Dense { weight, bias })
         };
-        let self_attention =
-            ["attention.self.query", "attention.self.key", "attention.self.value"];
+        let self_attention = ["attention.self.query", "attention.self.key", "attention.self.value"];
         let hidden = shape.hidden;
         Ok(Self {
             qkv: dense(&self_attention, hidden, hidden)?,
@@ -190,9 +188,9 @@ impl Layer {
 /// What sentence-transformers' pooling configuration asks for; the mean if it says nothing.
 fn pooling_kind(pooling: Option<&Json>) -> Result<PoolKind, LoadError> {
     let Some(pooling) = pooling.and_then(Json::as_object) else { return Ok(PoolKind::Mean) };
-    let modes = pooling.iter().filter(|(key, value)| {
-        key.starts_with("pooling_mode_") && value.as_bool() == Some(true)
-    });
+    let modes = pooling
+        .iter()
+        .filter(|(key, value)| key.starts_with("pooling_mode_") && value.as_bool() == Some(true));
     let modes: Vec<&str> = modes.map(|(key, _)| key.as_str()).collect();
     match modes.as_slice() {
         ["pooling_mode_mean_tokens"] | [] => Ok(PoolKind::Mean),

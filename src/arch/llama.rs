@@ -1,9 +1,10 @@
 //! Llama and its family: RMS norms before attention and MLP, rotary positions, grouped KV heads,
 //! gated SiLU. From GGUF.
 
-use crate::arch::layers::{Builder, Dense, Scale, rope_table};
-use crate::arch::{Capacity, Description, Outline, shape};
+use crate::arch::rope::rope_table;
+use crate::arch::{Description, Outline, shape};
 use crate::head;
+use crate::kernels::builder::{Builder, Capacity, Dense, Scale};
 use crate::kernels::ops::{
     Buf, Embed, Epilogue, GatedSilu, KvShape, Op, PagedAttention, Program, RopeStore, Rows, Vector,
 };

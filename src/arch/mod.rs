@@ -1,27 +1,17 @@
-//! Architectures: one file each, which turns a model's tensors into a program over shared layers.
+//! Architectures: one file each, which turns a model's tensors into a program of shared ops.
 //! A line in the registry adds one. Knows tensors and ops, not how either is stored or run.
 
 mod bert;
-pub mod layers;
 mod llama;
+mod rope;
 
 use serde_json::Value as Json;
 
+use crate::kernels::builder::Capacity;
 use crate::kernels::ops::{KvShape, Program};
 use crate::model::ModelTask;
 use crate::store::gguf::Header;
 use crate::weights::{LoadError, Weights};
-
-/// Rows that a model's workspace is sized for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capacity {
-    /// Token positions in a step.
-    pub rows: usize,
-    /// Of these, how many can yield a token or a vector.
-    pub yields: usize,
-    /// Longest sequence.
-    pub context: usize,
-}
 
 /// What a model's own description says, before a tensor is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

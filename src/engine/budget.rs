@@ -1,7 +1,8 @@
 //! The memory ledger: what weights, workspace and KV pages take of the device's limit, decided
 //! once at start. Afterwards memory is a scheduling matter, never a failed allocation.
 
-use crate::arch::{Capacity, Outline};
+use crate::arch::Outline;
+use crate::kernels::builder::Capacity;
 use crate::kernels::ops::KvShape;
 use crate::request::Micros;
 use crate::scheduler::step::{BLOCK_TOKENS, MAX_SEATS};
@@ -191,13 +192,8 @@ mod tests {
     #[test]
     fn the_guarantee_is_one_request_of_the_longest_context() {
         let lane = lane(Some(SMOLLM2), 8192);
-        let wish = Wish {
-            name: "m".into(),
-            weight: 1.0,
-            context: None,
-            seats: None,
-            weight_bytes: 0,
-        };
+        let wish =
+            Wish { name: "m".into(), weight: 1.0, context: None, seats: None, weight_bytes: 0 };
         let config = lane_config(&lane, &wish, 128 << 10, (Micros(1), Micros(1)));
         let LaneKind::Generate { blocks_per_page, guaranteed_groups, .. } = config.kind else {
             panic!("a generator");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use crate::arch::{self, Capacity, Description, Outline};
+use crate::arch::{self, Description, Outline};
+use crate::kernels::builder::Capacity;
 use crate::kernels::ops::Program;
 use crate::store::ModelFiles;
 use crate::store::gguf::Header;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::arch::{Capacity, Outline};
+use crate::arch::Outline;
 use crate::catalog::{Catalog, Model};
 use crate::config::Config;
 use crate::config::manifest::Manifest;
@@ -16,15 +16,16 @@ use crate::engine::model_runner::ModelRunner;
 use crate::engine::residency::{self, LoadedModel, OpenedModel};
 use crate::engine::runner::{Runner, StepError};
 use crate::engine::warmup;
+use crate::kernels::builder::Capacity;
 use crate::kernels::cpu::executor::Executor;
 use crate::kernels::cpu::isa::SetKind;
 use crate::model::ModelState;
 use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
+use crate::store::ModelFiles;
 use crate::store::error::StoreError;
 use crate::store::fetch::ensure;
 use crate::store::progress::Progress;
-use crate::store::ModelFiles;
 use crate::telemetry::Telemetry;
 use crate::text::ModelText;
 use crate::weights::LoadError;
@@ -196,8 +197,8 @@ impl Startup {
     ) -> Result<Opening, StartError> {
         let name = || model.name.clone();
         self.set_state(model, ModelState::Loading);
-        let opened = residency::open(files)
-            .map_err(|source| StartError::Load { model: name(), source })?;
+        let opened =
+            residency::open(files).map_err(|source| StartError::Load { model: name(), source })?;
         if opened.outline.task != model.task {
             let (says, is) = (model.task.as_str(), opened.outline.task.as_str());
             let what = format!("its manifest says task '{says}', its files are for '{is}'");
@@ -211,8 +212,8 @@ impl Startup {
             weight_bytes: opened.weight_bytes(),
         };
         let capacity = budget::capacity(&opened.outline, &wish);
-        let text = read_text(&opened, files)
-            .map_err(|what| StartError::Text { model: name(), what })?;
+        let text =
+            read_text(&opened, files).map_err(|what| StartError::Text { model: name(), what })?;
         model.set_text(text, capacity.context as u32);
         let lane = (opened.outline, capacity);
         Ok(Opening { opened, wish, lane, preload: manifest.preload })
@@ -290,8 +291,7 @@ impl Startup {
         let set = SetKind::detect();
         tracing::info!(threads, kernels = set.as_str(), "device opened");
         let executor = Executor::new(Team::new(threads)?, set);
-        let mut runner =
-            ModelRunner::new(executor, lanes.len(), (pages.count, pages.page_bytes))?;
+        let mut runner = ModelRunner::new(executor, lanes.len(), (pages.count, pages.page_bytes))?;
         let mut configs = Vec::new();
         for ((opening, model), loaded) in lanes.iter().zip(self.catalog.models()).zip(loaded) {
             let Opening { lane, wish, .. } = opening;

@@ -42,18 +42,11 @@ impl Bench {
             guaranteed_groups: 2,
             seats: 8,
         };
-        let config = SchedulerConfig {
-            step_target: Micros(10_000),
-            slots: 1,
-            depth: 1,
-            kv_pages: 16,
-        };
+        let config =
+            SchedulerConfig { step_target: Micros(10_000), slots: 1, depth: 1, kv_pages: 16 };
         let scheduler = Scheduler::new(config, vec![lane(generate), lane(LaneKind::Encode)]);
         let telemetry = Telemetry::new(Setup {
-            models: vec![
-                ("chat".into(), ModelTask::Generate),
-                ("embed".into(), ModelTask::Embed),
-            ],
+            models: vec![("chat".into(), ModelTask::Generate), ("embed".into(), ModelTask::Embed)],
             ..Setup::default()
         });
         let runtime = Runtime::new().unwrap();

@@ -50,10 +50,8 @@ fn step(lane: LaneId, config: &LaneConfig, rows: usize) -> Step {
         LaneKind::Generate { layers, blocks_per_page, .. } => {
             step.kind = if rows == 1 { StepKind::Decode } else { StepKind::Prefill };
             let blocks = rows.div_ceil(BLOCK_TOKENS) as u32;
-            let place = |block| BlockId {
-                group: block / blocks_per_page,
-                slot: block % blocks_per_page,
-            };
+            let place =
+                |block| BlockId { group: block / blocks_per_page, slot: block % blocks_per_page };
             step.blocks.extend((0..blocks).map(place));
             let pages = |group| (group * layers..(group + 1) * layers).collect();
             let groups = 0..blocks.div_ceil(blocks_per_page);

@@ -4,6 +4,7 @@
 //! bits, whatever rows share the batch. No op allocates.
 
 pub mod batch;
+pub mod builder;
 pub mod cpu;
 pub mod ops;
 pub mod packed;

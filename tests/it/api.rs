@@ -17,13 +17,14 @@ const EMBED: &str = "/v1/embeddings";
 #[test]
 fn a_greedy_chat_is_the_same_streamed_or_not_and_again_from_the_cache() {
     let url = server().url(CHAT);
-    let mut body = chat("What is the capital of France?", 24);
+    let mut body = chat("Name three colours.", 24);
     let (status, whole) = post(&url, &body);
     assert_eq!(status, 200, "{whole}");
     let content = whole["choices"][0]["message"]["content"].as_str().unwrap();
-    assert!(content.contains("Paris"), "{content}");
+    assert!(content.contains("Red"), "{content}");
     assert_eq!(whole["object"], "chat.completion");
-    assert_eq!(whole["usage"]["prompt_tokens"], 37);
+    let prompt_tokens = whole["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!((33..64).contains(&prompt_tokens), "{prompt_tokens}");
 
     body["stream"] = json!(true);
     body["stream_options"] = json!({"include_usage": true});

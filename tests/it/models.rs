@@ -123,8 +123,12 @@ fn minilm_agrees_with_sentence_transformers() {
     for case in cases {
         bench.add(0, 0, &ids(&case["ids"]));
         let vector = bench.run().vectors.remove(0);
-        let expected: Vec<f32> =
-            case["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
+        let expected: Vec<f32> = case["embedding"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| v.as_f64().unwrap() as f32)
+            .collect();
         let length: f64 = vector.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
         assert!((length - 1.0).abs() < 1e-5, "not a unit vector: {length}");
         worst = worst.min(cosine(&vector, &expected));

@@ -72,8 +72,7 @@ impl Drop for Prometheus {
     }
 }
 
-const QUEUE: &str =
-    r#"sum(max_over_time(sconce_queue_depth{namespace="test",job="sconce"}[1m]))"#;
+const QUEUE: &str = r#"sum(max_over_time(sconce_queue_depth{namespace="test",job="sconce"}[1m]))"#;
 const IN_FLIGHT: &str =
     r#"sum(avg_over_time(sconce_requests_in_flight{namespace="test",job="sconce"}[2m]))"#;
 const COST_PER_INFERENCE: &str = r#"

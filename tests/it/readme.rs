@@ -45,7 +45,7 @@ fn every_command_of_the_readme_works() {
         let expected = if command.contains("\"stream\": true") {
             "data: [DONE]"
         } else if command.contains("chat/completions") {
-            "Paris"
+            "chat.completion"
         } else if command.contains("embeddings") {
             "\"embedding\""
         } else if command.contains("/metrics") {

@@ -13,24 +13,24 @@ use serde_json::{Value, json};
 const START_MAX: Duration = Duration::from_secs(300);
 
 /// A running `sconce`.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
-    stdout: Option<Receiver<String>>,
+    stdout: Mutex<Receiver<String>>,
     main: String,
     admin: String,
 }
 
 impl Server {
     /// Starts the server and waits until it is ready.
-    pub fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let server = Self::launch(arguments);
         server.wait_ready();
         server
     }
 
     /// Starts the server and waits until it listens.
-    pub fn launch(arguments: &[&str]) -> Self {
+    pub(crate) fn launch(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
         command.arg("serve").args(["--port", "0", "--admin-port", "0", "--log-format", "json"]);
         command.args(["--config", "tests/it/sconce.toml"]);
@@ -54,40 +54,40 @@ impl Server {
         });
         let none = String::new();
         let mut server =
-            Self { child, log, stdout: Some(stdout), main: none.clone(), admin: none };
+            Self { child, log, stdout: Mutex::new(stdout), main: none.clone(), admin: none };
         server.main = server.address("main");
         server.admin = server.address("admin");
         server
     }
 
     /// URL of a path on the main port.
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.main)
     }
 
     /// URL of a path on the admin port.
-    pub fn admin_url(&self, path: &str) -> String {
+    pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
     }
 
     /// Address of the admin port.
-    pub fn admin_address(&self) -> &str {
+    pub(crate) fn admin_address(&self) -> &str {
         &self.admin
     }
 
     /// What it has logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
 
     /// Waits until the server answers that it is ready.
-    pub fn wait_ready(&self) {
+    pub(crate) fn wait_ready(&self) {
         let url = self.url("/readyz");
         self.wait_until("ready", START_MAX, || get(&url).0 == 200);
     }
 
     /// Waits until `done`, or fails with the log.
-    pub fn wait_until(&self, what: &str, limit: Duration, done: impl Fn() -> bool) {
+    pub(crate) fn wait_until(&self, what: &str, limit: Duration, done: impl Fn() -> bool) {
         let start = Instant::now();
         while !done() {
             assert!(start.elapsed() < limit, "not {what} after {limit:?}:\n{}", self.log());
@@ -96,18 +96,18 @@ impl Server {
     }
 
     /// Sends a signal by name, as `kill` knows it.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
         let status = Command::new("kill").args([&format!("-{name}"), &id]).status();
         assert!(status.expect("kill is there").success());
     }
 
     /// Waits for the end; its exit status and what it printed.
-    pub fn wait_exit(&mut self, limit: Duration) -> (ExitStatus, String) {
+    pub(crate) fn wait_exit(&mut self, limit: Duration) -> (ExitStatus, String) {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                let stdout = self.stdout.take().expect("waited once");
+                let stdout = self.stdout.get_mut().unwrap();
                 return (status, stdout.recv_timeout(Duration::from_secs(5)).unwrap_or_default());
             }
             assert!(start.elapsed() < limit, "still running after {limit:?}:\n{}", self.log());
@@ -116,12 +116,12 @@ impl Server {
     }
 
     /// Value of a metric series, written as in the exposition.
-    pub fn metric(&self, series: &str) -> f64 {
+    pub(crate) fn metric(&self, series: &str) -> f64 {
         let (status, text) = get(&self.admin_url("/metrics"));
         assert_eq!(status, 200);
-        let line = text.lines().find(|line| {
-            line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' '))
-        });
+        let line = text
+            .lines()
+            .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         let value = line.unwrap_or_else(|| panic!("no series {series} in\n{text}"));
         value.rsplit(' ').next().unwrap().parse().unwrap()
     }
@@ -131,8 +131,8 @@ impl Server {
         let find = || {
             let log = self.log.lock().unwrap();
             let mut lines = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let found = lines
-                .find(|line| line["message"] == "listening" && line["listener"] == listener);
+            let found =
+                lines.find(|line| line["message"] == "listening" && line["listener"] == listener);
             found.and_then(|line| line["address"].as_str().map(str::to_owned))
         };
         self.wait_until("listening", START_MAX, || find().is_some());
@@ -155,7 +155,7 @@ fn agent() -> ureq::Agent {
 }
 
 /// GET: status and body; status 0 if nobody answers.
-pub fn get(url: &str) -> (u16, String) {
+pub(crate) fn get(url: &str) -> (u16, String) {
     match agent().get(url).call() {
         Ok(mut response) => {
             (response.status().as_u16(), response.body_mut().read_to_string().unwrap_or_default())
@@ -165,7 +165,7 @@ pub fn get(url: &str) -> (u16, String) {
 }
 
 /// POST of JSON: status and JSON body; status 0 if nobody answers.
-pub fn post(url: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn post(url: &str, body: &Value) -> (u16, Value) {
     let request = agent().post(url).header("content-type", "application/json");
     match request.send(body.to_string()) {
         Ok(mut response) => {
@@ -177,7 +177,7 @@ pub fn post(url: &str, body: &Value) -> (u16, Value) {
 }
 
 /// Opens a stream: its events come one by one, without the `data: ` before them.
-pub fn stream(url: &str, body: &Value) -> impl Iterator<Item = String> + use<> {
+pub(crate) fn stream(url: &str, body: &Value) -> impl Iterator<Item = String> + use<> {
     let request = agent().post(url).header("content-type", "application/json");
     let response = request.send(body.to_string()).expect("an answer");
     assert_eq!(response.status().as_u16(), 200);
@@ -186,7 +186,7 @@ pub fn stream(url: &str, body: &Value) -> impl Iterator<Item = String> + use<> {
 }
 
 /// A chat request.
-pub fn chat(content: &str, max_tokens: u32) -> Value {
+pub(crate) fn chat(content: &str, max_tokens: u32) -> Value {
     json!({
         "model": "smollm2-135m-instruct",
         "messages": [{"role": "user", "content": content}],

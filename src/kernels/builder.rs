@@ -1,12 +1,23 @@
-//! What architectures share: laying out a workspace, and the ops that every transformer has.
+//! Puts a program together: lays out its workspace and appends the ops that every transformer
+//! has. Knows no architecture and no file.
 
 use std::sync::Arc;
 
-use crate::arch::Capacity;
-use crate::kernels::ops::{
+use super::ops::{
     Activation, Buf, Epilogue, KvShape, Linear, Norm, Op, Program, QuantBuf, Rows, Vector,
 };
-use crate::kernels::packed::{Packed, PackedFormat};
+use super::packed::{Packed, PackedFormat};
+
+/// Rows that a model's workspace is sized for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Token positions in a step.
+    pub rows: usize,
+    /// Of these, how many can yield a token or a vector.
+    pub yields: usize,
+    /// Longest sequence.
+    pub context: usize,
+}
 
 /// Puts a program together: ops in order, buffers side by side in one workspace.
 #[derive(Debug)]
@@ -138,21 +149,4 @@ pub struct Scale {
     pub bias: Option<Vector>,
     /// Added to the variance.
     pub eps: f32,
-}
-
-/// Cosines, then sines, of each position's rotation angles: `[context][head_dim]`, the first half
-/// of a row cosines, the second half sines. Angles are taken in f64: at position 8,000 an f32
-/// product is already off by 5e-4.
-pub fn rope_table(context: usize, head_dim: usize, base: f64, dims: usize) -> Vector {
-    let half = head_dim / 2;
-    let mut table = vec![0f32; context * head_dim];
-    for (position, row) in table.chunks_exact_mut(head_dim).enumerate() {
-        for i in 0..half {
-            let turn = if 2 * i < dims { base.powf(-2.0 * i as f64 / dims as f64) } else { 0.0 };
-            let angle = position as f64 * turn;
-            row[i] = angle.cos() as f32;
-            row[half + i] = angle.sin() as f32;
-        }
-    }
-    table.into()
 }
