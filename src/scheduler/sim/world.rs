@@ -217,6 +217,7 @@ impl World {
                 let planned = self.scheduler.plan(self.now, slot, &mut step, &mut self.said);
                 self.deliver();
                 if !planned {
+                    self.scheduler.check_guarantees();
                     self.spare.push(step);
                     break;
                 }
