@@ -172,6 +172,24 @@ fn an_idle_lane_is_borrowed_from_and_comes_back_to_its_guarantee() {
 }
 
 #[test]
+fn a_lane_loses_what_is_cheapest_to_compute_again() {
+    let mut rig = Rig::new(8, vec![generating(4), generating(2)]);
+    for (id, length) in [(1, 80), (2, 90), (3, 40)] {
+        rig.generate(id, 0, &prompt(100 * id as u32, length), 5);
+    }
+    assert_eq!(rig.turn(9).spans.len(), 3);
+    rig.generate(9, 1, &prompt(1, 40), 5);
+    while rig.lane(1).running == 0 {
+        rig.turn(9);
+    }
+    assert_eq!((rig.lane(0).running, rig.lane(0).preemptions), (2, 1));
+    let waiting = 40 + rig.hear(3).len() as u64;
+    assert_eq!(rig.lane(0).waiting_tokens, waiting, "the short one waits");
+    assert_eq!((rig.finish(1).0, rig.finish(2).0), (5, 5));
+    assert_eq!(rig.lane(0).preemptions, 1);
+}
+
+#[test]
 fn cache_above_the_guarantee_goes_to_who_needs_it() {
     let mut rig = Rig::new(8, vec![generating(4), generating(2)]);
     // Lane 0 leaves six cached blocks in six groups, two above its guarantee.
