@@ -50,6 +50,21 @@ impl Scheduler {
         assert_eq!(in_flight, self.lanes.iter().map(|lane| lane.in_flight).sum::<usize>());
     }
 
+    /// After a `plan` that found nothing: whoever waits with nothing on the device has no claim
+    /// left on pages that another lane keeps above its guarantee.
+    pub(super) fn check_guarantees(&self) {
+        for (number, lane) in self.lanes.iter().enumerate() {
+            let Work::Generate(work) = &lane.work else { continue };
+            if let Some(&head) = work.waiting.front()
+                && work.running.is_empty()
+                && lane.in_flight == 0
+            {
+                let blocks = work.sequences[head].blocks_for_text();
+                assert_eq!(self.pages.lacking(number, blocks), 0, "lane {number} lacks pages");
+            }
+        }
+    }
+
     /// Groups that each lane has and is guaranteed, and whether it has work.
     pub(super) fn loans(&self) -> Vec<(u32, u32, bool)> {
         (0..self.lanes.len()).map(|number| self.pages.loan(number)).collect()

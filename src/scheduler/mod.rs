@@ -269,7 +269,7 @@ impl Scheduler {
     }
 
     /// Takes in that a step failed: its requests end with `error`, the lane goes on. The grants
-    /// it carried are announced again.
+    /// it carried are announced again with the lane's next plan.
     pub fn abandon(&mut self, step: &Step, error: &Error, said: &mut Vec<Said>) {
         let flight = self.land(step);
         for grant in &step.grants {

@@ -78,7 +78,8 @@ pub struct Step {
     pub tokens: Vec<TokenId>,
     /// Block tables of all spans, one after the other; empty for encoders.
     pub blocks: Vec<BlockId>,
-    /// Page groups that the lane got since its last step; the runner takes them in first.
+    /// Page groups that the lane got since its last step; the runner takes them in first, also
+    /// if the step then fails: steps planned after this one may use them already.
     pub grants: Vec<Grant>,
     /// What the cost model expects.
     pub predicted: Micros,

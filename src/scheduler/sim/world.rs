@@ -217,6 +217,7 @@ impl World {
                 let planned = self.scheduler.plan(self.now, slot, &mut step, &mut self.said);
                 self.deliver();
                 if !planned {
+                    self.scheduler.check_guarantees();
                     self.spare.push(step);
                     break;
                 }
@@ -233,7 +234,9 @@ impl World {
     /// No lane loses a group that it is guaranteed while it has work.
     fn check_loans(&mut self, before: &[(u32, u32, bool)], planned: LaneId) {
         for (lane, (before, after)) in before.iter().zip(self.scheduler.loans()).enumerate() {
-            let (had, guaranteed, active) = *before;
+            let (had, guaranteed, was_active) = *before;
+            // Its last request may have passed its deadline in this very plan.
+            let active = was_active && after.2;
             if after.0 < had && lane != usize::from(planned.0) {
                 self.fate.reclaimed += 1;
                 let kept = after.0 >= guaranteed || !active;

@@ -122,6 +122,36 @@ fn blocks_of_steps_in_flight_are_not_preempted() {
 }
 
 #[test]
+fn the_oldest_waits_for_blocks_on_their_way_back() {
+    let mut rig = Rig::new(4, vec![generating(4)]);
+    rig.generate(1, 0, &prompt(1, 63), 9);
+    rig.generate(2, 0, &prompt(200, 40), 9);
+    let (first, second) = (rig.plan(), rig.plan());
+    let outcome = Outcome { tokens: vec![9, 0], ..Outcome::default() };
+    rig.scheduler.commit(Micros(9), &first, &outcome, &mut rig.said);
+    // The second request has ended, but the step in flight still uses its blocks.
+    assert!(rig.plan_in(0).is_none());
+    rig.commit(&second, 9);
+    assert_eq!((rows(&rig.plan()), rig.lane(0).preemptions), (vec![(1, 1)], 0));
+}
+
+#[test]
+fn what_a_busy_lane_lacks_of_its_guarantee_is_held_back() {
+    let mut rig = Rig::new(8, vec![generating(4), generating(4)]);
+    rig.generate(9, 1, &prompt(1, 40), 30);
+    rig.turn(9);
+    for id in 0..3 {
+        rig.generate(id, 0, &prompt(100 * id as u32, 40), 20);
+    }
+    rig.turn(9);
+    assert_eq!((rig.lane(0).running, rig.load().kv_pages_lent), (2, 6));
+    rig.generate(8, 1, &prompt(1, 40), 30);
+    (0..3).for_each(|_| _ = rig.turn(9));
+    assert_eq!((rig.lane(1).running, rig.load().kv_pages_lent), (2, 8));
+    assert_eq!((rig.lane(0).preemptions, rig.lane(1).preemptions), (0, 0));
+}
+
+#[test]
 fn an_idle_lane_is_borrowed_from_and_comes_back_to_its_guarantee() {
     let mut rig = Rig::new(8, vec![generating(4), generating(4)]);
     for id in 0..4 {
@@ -139,6 +169,24 @@ fn an_idle_lane_is_borrowed_from_and_comes_back_to_its_guarantee() {
     assert_eq!(rig.lane(1).preemptions, 0);
     let tokens: usize = (0..4).map(|id| rig.finish(id).0).sum();
     assert_eq!(tokens, 80);
+}
+
+#[test]
+fn a_lane_loses_what_is_cheapest_to_compute_again() {
+    let mut rig = Rig::new(8, vec![generating(4), generating(2)]);
+    for (id, length) in [(1, 80), (2, 90), (3, 40)] {
+        rig.generate(id, 0, &prompt(100 * id as u32, length), 5);
+    }
+    assert_eq!(rig.turn(9).spans.len(), 3);
+    rig.generate(9, 1, &prompt(1, 40), 5);
+    while rig.lane(1).running == 0 {
+        rig.turn(9);
+    }
+    assert_eq!((rig.lane(0).running, rig.lane(0).preemptions), (2, 1));
+    let waiting = 40 + rig.hear(3).len() as u64;
+    assert_eq!(rig.lane(0).waiting_tokens, waiting, "the short one waits");
+    assert_eq!((rig.finish(1).0, rig.finish(2).0), (5, 5));
+    assert_eq!(rig.lane(0).preemptions, 1);
 }
 
 #[test]
