@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::scalar::Scalar;
 use crate::device::cpu::Features;
+use crate::kernels::packed::GROUP;
 
 /// Lanes of every vector.
 pub(super) const LANES: usize = 16;
@@ -69,25 +70,16 @@ pub(super) trait Isa: Copy + Sync + 'static {
     fn peak(self, a: Self::F) -> f32;
 
     /// For each of `R` rows of 32 signed bytes the exact sums of products with the 4-bit values
-    /// of one group of a panel (256 bytes).
-    ///
-    /// # Safety
-    /// `weights` has 256 readable bytes, each row 32.
-    unsafe fn dot_q4<const R: usize>(
-        self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-    ) -> [Self::F; R];
+    /// of one group of a panel.
+    fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [Self::F; R];
 
-    /// As [`Isa::dot_q4`] with 8-bit values (512 bytes); `sums` are the sums of each row's bytes.
-    ///
-    /// # Safety
-    /// `weights` has 512 readable bytes, each row 32.
-    unsafe fn dot_q8<const R: usize>(
+    /// As [`Isa::dot_q4`] with 8-bit values, 128 too large each; `sums` are the sums of each row's
+    /// bytes.
+    fn dot_q8<const R: usize>(
         self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-        sums: &[Self::F; R],
+        weights: &[u8; 512],
+        rows: &[[i8; GROUP]; R],
+        sums: &[f32; R],
     ) -> [Self::F; R];
 
     /// Rows as columns: lane `j` of vector `i` becomes lane `i` of vector `j`.
