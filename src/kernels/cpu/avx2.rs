@@ -192,7 +192,14 @@ impl Isa for Avx2 {
                 }
             }
             let ones = _mm256_set1_epi16(1);
-            words.map(|words| both(|i| _mm256_cvtepi32_ps(_mm256_madd_epi16(words[i], ones))))
+            let mut exact = [[_mm256_setzero_ps(); 2]; R];
+            for r in 0..R {
+                for half in 0..2 {
+                    let sums = _mm256_madd_epi16(words[r][half], ones);
+                    exact[r][half] = _mm256_cvtepi32_ps(sums);
+                }
+            }
+            exact
         }
     }
 
@@ -221,7 +228,11 @@ impl Isa for Avx2 {
                     }
                 }
             }
-            dots.map(|dots| both(|i| _mm256_cvtepi32_ps(dots[i])))
+            let mut exact = [[_mm256_setzero_ps(); 2]; R];
+            for r in 0..R {
+                exact[r] = [_mm256_cvtepi32_ps(dots[r][0]), _mm256_cvtepi32_ps(dots[r][1])];
+            }
+            exact
         }
     }
 }

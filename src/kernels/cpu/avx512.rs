@@ -165,7 +165,11 @@ impl Isa for Avx512 {
                     sums[r] = _mm512_dpbusd_epi32(sums[r], second, quad(&rows[r], 2 * j + 1));
                 }
             }
-            sums.map(|sum| _mm512_cvtepi32_ps(sum))
+            let mut exact = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                exact[r] = _mm512_cvtepi32_ps(sums[r]);
+            }
+            exact
         }
     }
 
@@ -188,9 +192,12 @@ impl Isa for Avx512 {
             // Weights are 128 too large, so the sum is by 128 Σq; all three are integers below
             // 2^24, so this is exact.
             let offset = _mm512_set1_ps(-128.0);
-            std::array::from_fn(|r| {
-                _mm512_fmadd_ps(offset, _mm512_set1_ps(sums[r]), _mm512_cvtepi32_ps(dots[r]))
-            })
+            let mut exact = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                let sum = _mm512_set1_ps(sums[r]);
+                exact[r] = _mm512_fmadd_ps(offset, sum, _mm512_cvtepi32_ps(dots[r]));
+            }
+            exact
         }
     }
 }

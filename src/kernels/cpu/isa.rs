@@ -1,5 +1,9 @@
 //! The 16-lane vocabulary that op bodies are written in, and the choice of an instruction set at
 //! run time. Knows no op.
+//!
+//! What computes with lanes is a loop in an `#[inline(always)]` function, not a closure: a closure
+//! is compiled without the instruction set, and one that is not inlined makes calls of single
+//! instructions (20 × slower, 2026-11).
 
 #![allow(unsafe_code)]
 
@@ -85,8 +89,17 @@ pub(super) trait Isa: Copy + Sync + 'static {
     /// Rows as columns: lane `j` of vector `i` becomes lane `i` of vector `j`.
     #[inline(always)]
     fn turn(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
-        let rows = rows.map(|row| self.store(row));
-        std::array::from_fn(|j| self.load(&std::array::from_fn(|i| rows[i][j])))
+        let mut columns = [[0.0; LANES]; LANES];
+        for (i, row) in rows.into_iter().enumerate() {
+            for (j, x) in self.store(row).into_iter().enumerate() {
+                columns[j][i] = x;
+            }
+        }
+        let mut turned = rows;
+        for (lanes, column) in turned.iter_mut().zip(&columns) {
+            *lanes = self.load(column);
+        }
+        turned
     }
 
     /// 16 values.

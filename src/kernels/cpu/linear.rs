@@ -159,7 +159,10 @@ impl<'a> LinearTask<'a> {
     #[inline(always)]
     fn finish<S: Isa>(&self, s: S, sum: S::F, row: usize, panel: usize) {
         let (row, c) = (self.output.row(row), panel * PANEL);
-        let y = self.op.bias.as_ref().map_or(sum, |bias| s.add(sum, vector(s, bias, c)));
+        let y = match &self.op.bias {
+            Some(bias) => s.add(sum, vector(s, bias, c)),
+            None => sum,
+        };
         let y = match self.op.epilogue {
             Epilogue::Store => y,
             Epilogue::Add => s.add(row.load(s, c), y),
@@ -278,7 +281,10 @@ fn product_f32<S: Isa, const R: usize, const P: usize>(
     for i in 0..k {
         // SAFETY: panels have `k` lines as checked, rows `k` values as the caller says.
         unsafe {
-            let weights: [S::F; P] = std::array::from_fn(|p| s.read(panels[p].add(i * LANES)));
+            let mut weights = [s.splat(0.0); P];
+            for p in 0..P {
+                weights[p] = s.read(panels[p].add(i * LANES));
+            }
             for r in 0..R {
                 let x = s.splat(*rows[r].add(i));
                 for p in 0..P {

@@ -288,30 +288,35 @@ impl Sink {
         }
     }
 
-    /// Fills columns `from..to` of a row from `lanes(c)`: the 16 values at column c. `from` and
-    /// `to` are multiples of 32 for 8-bit rows; `to` may be the width of any row. `lanes` may read
-    /// the columns that it is asked for from the very row that is written.
     #[inline(always)]
-    pub(super) fn fill<S: Isa>(
-        &self,
-        s: S,
-        row: usize,
-        columns: std::ops::Range<usize>,
-        lanes: impl Fn(usize) -> S::F,
-    ) {
+    pub(super) fn row(&self, row: usize) -> SinkRow {
         match self {
-            Sink::Full(floats) => {
-                let row = floats.row(row);
-                for c in columns.step_by(LANES) {
-                    row.store(s, c, lanes(c));
+            Sink::Full(floats) => SinkRow::Full(floats.row(row)),
+            Sink::Quant(quants) => SinkRow::Quant(quants.tile(row)),
+        }
+    }
+}
+
+/// One row of an op's output.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SinkRow {
+    Full(Row),
+    Quant(QuantTile<1>),
+}
+
+impl SinkRow {
+    /// 32 values to columns `c..end`, less those beyond. For 8-bit rows `c` and `end` are
+    /// multiples of 32.
+    #[inline(always)]
+    pub(super) fn store<S: Isa>(self, s: S, c: usize, end: usize, x: [S::F; 2]) {
+        match self {
+            SinkRow::Full(row) => {
+                row.store(s, c, x[0]);
+                if c + LANES < end {
+                    row.store(s, c + LANES, x[1]);
                 }
             }
-            Sink::Quant(quants) => {
-                let row = quants.tile::<1>(row);
-                for c in columns.step_by(GROUP) {
-                    row.store(s, c / GROUP, [lanes(c), lanes(c + LANES)]);
-                }
-            }
+            SinkRow::Quant(row) => row.store(s, c / GROUP, x),
         }
     }
 }
