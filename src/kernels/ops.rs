@@ -30,7 +30,9 @@ impl Buf {
 /// `scale = max|x| / 127`, `q = x × (1 / scale)`: the exact product, rounded once to the nearest
 /// integer, ties to even. A scale below the smallest normal f32 counts as zero, and so do all q
 /// then. `sum = Σq`. Three parts, each `rows_max` long: q (i8, `width` a row), scales (f32,
-/// `width / 32` a row), sums (f32, `width / 32` a row).
+/// `width / 32` a row), sums (f32, `width / 32` a row). The order inside a part is private to
+/// `kernels/` and depends on the number of rows, so an op reads the same [`Rows`] that were
+/// written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantBuf {
     /// Byte offset of the values, 64-byte aligned.

@@ -4,11 +4,13 @@
 //! A panel holds 16 outputs side by side, so that one vector register has one value of each, and
 //! is a whole number of cache lines:
 //! - f32: `[k][16]` values.
-//! - 4-bit: for each group of 32 inputs 16 f16 scales and 16 f16 minimums; then for each group
-//!   four vectors of 64 bytes. Byte `4 × output + i` of vector `j` holds input `8j + i` in its low
-//!   half and `8j + 4 + i` in its high half.
-//! - 8-bit: for each group 16 f16 scales, padded to a cache line; then for each group eight
-//!   vectors of 64 bytes. Byte `4 × output + i` of vector `j` is input `4j + i`, plus 128.
+//! - 4-bit: for each group of 32 inputs 16 f16 scales, 16 f16 minimums and four vectors of 64
+//!   bytes. Byte `4 × output + i` of vector `j` holds input `8j + i` in its low half and
+//!   `8j + 4 + i` in its high half.
+//! - 8-bit: for each two groups a cache line with 16 f16 scales of each, and for each of the two
+//!   eight vectors of 64 bytes. Byte `4 × output + i` of vector `j` is input `4j + i`, plus 128.
+//!
+//! So a matrix is one stream of memory, which the processor reads ahead.
 
 use half::{bf16, f16};
 
@@ -19,6 +21,16 @@ pub const PANEL: usize = 16;
 
 /// Inputs that share a scale.
 pub const GROUP: usize = 32;
+
+/// Bytes of a 4-bit group in a panel: scales, minimums, values.
+pub(super) const Q4_GROUP_BYTES: usize = 64 + 256;
+
+/// Bytes of two 8-bit groups in a panel: scales, values. An odd last group is
+/// [`Q8_LAST_BYTES`] long.
+pub(super) const Q8_PAIR_BYTES: usize = 64 + 2 * 512;
+
+/// Bytes of an 8-bit group that has no second one.
+pub(super) const Q8_LAST_BYTES: usize = 64 + 512;
 
 /// How a packed matrix stores its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,20 +182,20 @@ impl Packed {
         assert!(n < self.n, "row {n} of a matrix of {} rows", self.n);
         assert_eq!(out.len(), self.k);
         let (panel, lane) = (self.panel(n / PANEL), n % PANEL);
-        let (header, values) = panel.split_at(header_bytes(self.format, self.k));
-        let half = |at: usize| f16::from_le_bytes([header[at], header[at + 1]]).to_f32();
+        let half = |at: usize| f16::from_le_bytes([panel[at], panel[at + 1]]).to_f32();
         match self.format {
             PackedFormat::F32 => {
-                for (value, bytes) in out.iter_mut().zip(values.chunks_exact(PANEL * 4)) {
+                for (value, bytes) in out.iter_mut().zip(panel.chunks_exact(PANEL * 4)) {
                     *value = f32_at(bytes, lane);
                 }
             }
             PackedFormat::Q4 => {
                 for (g, group) in out.chunks_exact_mut(GROUP).enumerate() {
-                    let scale = half(g * 64 + lane * 2);
-                    let minimum = half(g * 64 + 32 + lane * 2);
+                    let start = g * Q4_GROUP_BYTES;
+                    let scale = half(start + lane * 2);
+                    let minimum = half(start + 32 + lane * 2);
                     for (i, value) in group.iter_mut().enumerate() {
-                        let byte = values[g * 256 + i / 8 * 64 + lane * 4 + i % 4];
+                        let byte = panel[start + 64 + i / 8 * 64 + lane * 4 + i % 4];
                         let q = if i % 8 < 4 { byte & 15 } else { byte >> 4 };
                         *value = f32::from(q).mul_add(scale, minimum);
                     }
@@ -191,9 +203,10 @@ impl Packed {
             }
             PackedFormat::Q8 => {
                 for (g, group) in out.chunks_exact_mut(GROUP).enumerate() {
-                    let scale = half(g * 32 + lane * 2);
+                    let (scales, start) = q8_places(g);
+                    let scale = half(scales + lane * 2);
                     for (i, value) in group.iter_mut().enumerate() {
-                        let byte = values[g * 512 + i / 4 * 64 + lane * 4 + i % 4];
+                        let byte = panel[start + i / 4 * 64 + lane * 4 + i % 4];
                         *value = f32::from((byte ^ 0x80) as i8) * scale;
                     }
                 }
@@ -265,9 +278,8 @@ fn pack_q4<const B: usize>(
     lane: usize,
     minimum: impl Fn(&[u8; B]) -> [u8; 2],
 ) {
-    let (header, values) = panel.split_at_mut(row.len() * 64);
-    let groups = header.chunks_exact_mut(64).zip(values.chunks_exact_mut(256));
-    for (block, (header, values)) in row.iter().zip(groups) {
+    for (block, group) in row.iter().zip(panel.chunks_exact_mut(Q4_GROUP_BYTES)) {
+        let (header, values) = group.split_at_mut(64);
         header[lane * 2..lane * 2 + 2].copy_from_slice(&block[..2]);
         header[32 + lane * 2..34 + lane * 2].copy_from_slice(&minimum(block));
         // The block's own halves are inputs i and i + 16; ours are i and i + 4.
@@ -284,10 +296,10 @@ fn pack_q4<const B: usize>(
 }
 
 fn pack_q8(row: &[[u8; 34]], panel: &mut [u8], lane: usize) {
-    let (header, values) = panel.split_at_mut(header_bytes(PackedFormat::Q8, row.len() * GROUP));
-    let groups = header.chunks_exact_mut(32).zip(values.chunks_exact_mut(512));
-    for (block, (header, values)) in row.iter().zip(groups) {
-        header[lane * 2..lane * 2 + 2].copy_from_slice(&block[..2]);
+    for (g, block) in row.iter().enumerate() {
+        let (scales, start) = q8_places(g);
+        panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(&block[..2]);
+        let values = &mut panel[start..start + 512];
         for (j, quad) in block[2..].chunks_exact(4).enumerate() {
             for (i, byte) in quad.iter().enumerate() {
                 values[j * 64 + lane * 4 + i] = byte ^ 0x80;
@@ -296,22 +308,19 @@ fn pack_q8(row: &[[u8; 34]], panel: &mut [u8], lane: usize) {
     }
 }
 
-/// Bytes of scales (and minimums) at the start of a panel.
-pub(super) fn header_bytes(format: PackedFormat, k: usize) -> usize {
-    match format {
-        PackedFormat::F32 => 0,
-        PackedFormat::Q4 => k / GROUP * 64,
-        PackedFormat::Q8 => (k / GROUP * 32).next_multiple_of(64),
-    }
+/// Where an 8-bit group's scales and values start.
+fn q8_places(group: usize) -> (usize, usize) {
+    let pair = group / 2 * Q8_PAIR_BYTES;
+    (pair + group % 2 * 32, pair + 64 + group % 2 * 512)
 }
 
 fn panel_bytes(format: PackedFormat, k: usize) -> usize {
-    let values = match format {
+    let groups = k / GROUP;
+    match format {
         PackedFormat::F32 => k * PANEL * 4,
-        PackedFormat::Q4 => k * PANEL / 2,
-        PackedFormat::Q8 => k * PANEL,
-    };
-    header_bytes(format, k) + values
+        PackedFormat::Q4 => groups * Q4_GROUP_BYTES,
+        PackedFormat::Q8 => groups / 2 * Q8_PAIR_BYTES + groups % 2 * Q8_LAST_BYTES,
+    }
 }
 
 fn f32_at(bytes: &[u8], index: usize) -> f32 {

@@ -17,6 +17,9 @@ pub(super) mod paged;
 /// Largest head size: what a query's sums take on the stack.
 const HEAD_DIM_MAX: usize = 256;
 
+/// A head's sums, and 16 more so that pairs of vectors never run out.
+const SUMS: usize = HEAD_DIM_MAX + LANES;
+
 /// Queries that go through a block side by side, to share its loads and hide latencies.
 const SIDE_BY_SIDE: usize = 4;
 
@@ -38,12 +41,12 @@ struct Query {
 struct Sums {
     peak: f32,
     total: [[f32; LANES]; 2],
-    values: [f32; HEAD_DIM_MAX],
+    values: [f32; SUMS],
 }
 
 impl Sums {
     const EMPTY: Self =
-        Self { peak: f32::NEG_INFINITY, total: [[0.0; LANES]; 2], values: [0.0; HEAD_DIM_MAX] };
+        Self { peak: f32::NEG_INFINITY, total: [[0.0; LANES]; 2], values: [0.0; SUMS] };
 }
 
 /// What all queries of an op share.
@@ -115,11 +118,12 @@ fn attend<S: Isa, B: Blocks, const N: usize>(
     for (query, sums) in queries.iter().zip(sums) {
         let total = s.add(s.load(&sums.total[0]), s.load(&sums.total[1]));
         let inverse = s.splat(1.0 / s.sum(total));
-        let from = query.head * shape.head_dim;
-        output.fill(s, query.row, from..from + shape.head_dim, |c| {
-            let lanes = sums.values[c - from..].first_chunk().expect("the head is that long");
-            s.mul(s.load(lanes), inverse)
-        });
+        let (row, from) = (output.row(query.row), query.head * shape.head_dim);
+        for c in (0..shape.head_dim).step_by(2 * LANES) {
+            let low = s.mul(s.load(lanes_at(&sums.values, c)), inverse);
+            let high = s.mul(s.load(lanes_at(&sums.values, c + LANES)), inverse);
+            row.store(s, from + c, from + shape.head_dim, [low, high]);
+        }
     }
 }
 
@@ -135,8 +139,10 @@ fn pass<S: Isa, B: Block, const Q: usize>(
 ) {
     let queries: &[Query; Q] = queries.first_chunk().expect("Q queries");
     let sums: &mut [Sums; Q] = sums.first_chunk_mut().expect("their sums");
-    let visible: [usize; Q] =
-        std::array::from_fn(|q| (queries[q].visible - start).min(BLOCK_TOKENS));
+    let mut visible = [0; Q];
+    for q in 0..Q {
+        visible[q] = (queries[q].visible - start).min(BLOCK_TOKENS);
+    }
 
     let mut scores = [[s.splat(0.0); 2]; Q];
     for d in 0..shape.head_dim {
@@ -148,28 +154,27 @@ fn pass<S: Isa, B: Block, const Q: usize>(
         }
     }
 
-    let mut weights = [[[0.0; LANES]; 2]; Q];
+    let mut weights = [[0.0; BLOCK_TOKENS]; Q];
     let mut rescale = [s.splat(0.0); Q];
     for q in 0..Q {
-        let (scores, sums) = (scores[q], &mut sums[q]);
-        let limit = s.splat(visible[q] as f32);
-        let [a, b] = [0, 1].map(|half| {
+        let (sums, limit) = (&mut sums[q], s.splat(visible[q] as f32));
+        for half in 0..2 {
+            let score = s.mul(scores[q][half], s.splat(shape.scale));
             let position = s.load(&POSITIONS[half]);
-            let score = s.mul(scores[half], s.splat(shape.scale));
-            s.where_less(position, limit, score, s.splat(f32::NEG_INFINITY))
-        });
-        let peak = s.peak(s.max(a, b)).max(sums.peak);
+            let unseen = s.splat(f32::NEG_INFINITY);
+            scores[q][half] = s.where_less(position, limit, score, unseen);
+        }
+        let peak = s.peak(s.max(scores[q][0], scores[q][1])).max(sums.peak);
         rescale[q] = math::exp(s, s.splat(sums.peak - peak));
         sums.peak = peak;
-        for (half, score) in [a, b].into_iter().enumerate() {
-            let weight = math::exp(s, s.sub(score, s.splat(peak)));
-            weights[q][half] = s.store(weight);
+        for half in 0..2 {
+            let weight = math::exp(s, s.sub(scores[q][half], s.splat(peak)));
+            weights[q][half * LANES..(half + 1) * LANES].copy_from_slice(&s.store(weight));
             let total = s.fma(s.load(&sums.total[half]), rescale[q], weight);
             sums.total[half] = s.store(total);
         }
     }
 
-    let weights = weights.map(|halves| halves.as_flattened().try_into().expect("32 weights"));
     let weighted = Weighted { visible, weights, rescale };
     let mut c = 0;
     while c + 4 * LANES <= shape.head_dim {
@@ -202,7 +207,7 @@ impl<F: Copy, const Q: usize> Weighted<F, Q> {
         let mut out = [[s.splat(0.0); C]; Q];
         for q in 0..Q {
             for i in 0..C {
-                let lanes = sums[q].values[c + i * LANES..].first_chunk().expect("a head");
+                let lanes = lanes_at(&sums[q].values, c + i * LANES);
                 out[q][i] = s.mul(s.load(lanes), self.rescale[q]);
             }
         }
@@ -210,7 +215,10 @@ impl<F: Copy, const Q: usize> Weighted<F, Q> {
         // may be infinite.
         let common = self.visible.iter().copied().min().unwrap_or(0);
         for t in 0..common {
-            let values: [F; C] = std::array::from_fn(|i| block.values(s, t, c + i * LANES));
+            let mut values = [s.splat(0.0); C];
+            for i in 0..C {
+                values[i] = block.values(s, t, c + i * LANES);
+            }
             for q in 0..Q {
                 let weight = s.splat(self.weights[q][t]);
                 for i in 0..C {
@@ -231,6 +239,11 @@ impl<F: Copy, const Q: usize> Weighted<F, Q> {
             }
         }
     }
+}
+
+#[inline(always)]
+fn lanes_at(values: &[f32; SUMS], c: usize) -> &[f32; LANES] {
+    values[c..].first_chunk().expect("16 more than any head has")
 }
 
 /// Positions in a block, as lanes.
@@ -284,21 +297,21 @@ impl Tile {
 }
 
 impl Patch<'_> {
-    /// Calls `each` with all queries, `N` at a time, row by row.
+    /// Number of queries.
+    fn len(&self) -> usize {
+        self.rows.len() * self.heads.len()
+    }
+
+    /// Row and head of up to `N` queries from number `from` on, row by row; the last one stands in
+    /// for those beyond the end.
     #[inline(always)]
-    fn queries<const N: usize>(
-        &self,
-        query: impl Fn(usize, usize) -> Query,
-        mut each: impl FnMut(&[Query]),
-    ) {
+    fn places<const N: usize>(&self, from: usize) -> ([(usize, usize); N], usize) {
         let heads = self.heads.len();
-        let count = self.rows.len() * heads;
-        for from in (0..count).step_by(N) {
-            let queries: [Query; N] = std::array::from_fn(|i| {
-                let i = (from + i).min(count - 1);
-                query(self.rows.start + i / heads, self.heads.start + i % heads)
-            });
-            each(&queries[..N.min(count - from)]);
+        let mut places = [(0, 0); N];
+        for (i, place) in places.iter_mut().enumerate() {
+            let i = (from + i).min(self.len() - 1);
+            *place = (self.rows.start + i / heads, self.heads.start + i % heads);
         }
+        (places, N.min(self.len() - from))
     }
 }

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::isa::{Isa, LANES, Task};
+use crate::kernels::packed::GROUP;
 
 /// A processor with AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -169,7 +170,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn dot_q4<const R: usize>(self, weights: *const u8, rows: &[*const i8; R]) -> [Pair; R] {
+    fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [Pair; R] {
         // SAFETY: see above; 4 vectors of 64 bytes, 8 quads a row.
         unsafe {
             // Sums of two products are at most 2 × 15 × 127, eight of them fit 16 bits.
@@ -177,13 +178,13 @@ impl Isa for Avx2 {
             let low = _mm256_set1_epi8(15);
             for j in 0..4 {
                 for half in 0..2 {
-                    let packed = _mm256_loadu_si256(weights.add(j * 64 + half * 32).cast());
+                    let packed =
+                        _mm256_loadu_si256(weights.as_ptr().add(j * 64 + half * 32).cast());
                     let first = _mm256_and_si256(packed, low);
                     let second = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
                     for r in 0..R {
-                        let quads = rows[r].add(j * 8).cast::<i32>();
                         for (values, i) in [(first, 0), (second, 1)] {
-                            let quad = _mm256_set1_epi32(quads.add(i).read_unaligned());
+                            let quad = quad(&rows[r], 2 * j + i);
                             let products = _mm256_maddubs_epi16(values, quad);
                             words[r][half] = _mm256_add_epi16(words[r][half], products);
                         }
@@ -191,16 +192,23 @@ impl Isa for Avx2 {
                 }
             }
             let ones = _mm256_set1_epi16(1);
-            words.map(|words| both(|i| _mm256_cvtepi32_ps(_mm256_madd_epi16(words[i], ones))))
+            let mut exact = [[_mm256_setzero_ps(); 2]; R];
+            for r in 0..R {
+                for half in 0..2 {
+                    let sums = _mm256_madd_epi16(words[r][half], ones);
+                    exact[r][half] = _mm256_cvtepi32_ps(sums);
+                }
+            }
+            exact
         }
     }
 
     #[inline(always)]
-    unsafe fn dot_q8<const R: usize>(
+    fn dot_q8<const R: usize>(
         self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-        _sums: &[Pair; R],
+        weights: &[u8; 512],
+        rows: &[[i8; GROUP]; R],
+        _sums: &[f32; R],
     ) -> [Pair; R] {
         // SAFETY: see above; 8 vectors of 64 bytes, 8 quads a row.
         unsafe {
@@ -208,12 +216,11 @@ impl Isa for Avx2 {
             let (ones, offset) = (_mm256_set1_epi16(1), _mm256_set1_epi8(-128));
             for j in 0..8 {
                 for half in 0..2 {
-                    let bytes = _mm256_loadu_si256(weights.add(j * 64 + half * 32).cast());
+                    let bytes = _mm256_loadu_si256(weights.as_ptr().add(j * 64 + half * 32).cast());
                     let signed = _mm256_xor_si256(bytes, offset);
                     let size = _mm256_abs_epi8(signed);
                     for r in 0..R {
-                        let quad = rows[r].add(j * 4).cast::<i32>();
-                        let quad = _mm256_set1_epi32(quad.read_unaligned());
+                        let quad = quad(&rows[r], j);
                         // |w| × ±a: two of them are at most 2 × 128 × 127 and fit 16 bits.
                         let products = _mm256_maddubs_epi16(size, _mm256_sign_epi8(quad, signed));
                         let sums = _mm256_madd_epi16(products, ones);
@@ -221,7 +228,21 @@ impl Isa for Avx2 {
                     }
                 }
             }
-            dots.map(|dots| both(|i| _mm256_cvtepi32_ps(dots[i])))
+            let mut exact = [[_mm256_setzero_ps(); 2]; R];
+            for r in 0..R {
+                exact[r] = [_mm256_cvtepi32_ps(dots[r][0]), _mm256_cvtepi32_ps(dots[r][1])];
+            }
+            exact
         }
     }
+}
+
+/// Four bytes of a row, in every lane.
+///
+/// # Safety
+/// The processor has AVX2, and `index` is below 8.
+#[inline(always)]
+unsafe fn quad(row: &[i8; GROUP], index: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_set1_epi32(row.as_ptr().cast::<i32>().add(index).read_unaligned()) }
 }

@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::isa::{Isa, LANES, Task};
+use crate::kernels::packed::GROUP;
 
 /// A processor with AVX-512 F, BW, VL, VNNI, and AVX2, FMA, F16C.
 #[derive(Clone, Copy)]
@@ -150,53 +151,63 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn dot_q4<const R: usize>(
-        self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-    ) -> [__m512; R] {
+    fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [__m512; R] {
         // SAFETY: see above; 4 vectors of 64 bytes, 8 quads a row.
         unsafe {
             let mut sums = [_mm512_setzero_si512(); R];
             let low = _mm512_set1_epi8(15);
             for j in 0..4 {
-                let both = _mm512_loadu_si512(weights.add(j * 64).cast());
+                let both = _mm512_loadu_si512(weights.as_ptr().add(j * 64).cast());
                 let first = _mm512_and_si512(both, low);
                 let second = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
                 for r in 0..R {
-                    let quads = rows[r].add(j * 8).cast::<i32>();
-                    let quad = _mm512_set1_epi32(quads.read_unaligned());
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], first, quad);
-                    let quad = _mm512_set1_epi32(quads.add(1).read_unaligned());
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], second, quad);
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], first, quad(&rows[r], 2 * j));
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], second, quad(&rows[r], 2 * j + 1));
                 }
             }
-            sums.map(|sum| _mm512_cvtepi32_ps(sum))
+            let mut exact = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                exact[r] = _mm512_cvtepi32_ps(sums[r]);
+            }
+            exact
         }
     }
 
     #[inline(always)]
-    unsafe fn dot_q8<const R: usize>(
+    fn dot_q8<const R: usize>(
         self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-        sums: &[__m512; R],
+        weights: &[u8; 512],
+        rows: &[[i8; GROUP]; R],
+        sums: &[f32; R],
     ) -> [__m512; R] {
         // SAFETY: see above; 8 vectors of 64 bytes, 8 quads a row.
         unsafe {
             let mut dots = [_mm512_setzero_si512(); R];
             for j in 0..8 {
-                let bytes = _mm512_loadu_si512(weights.add(j * 64).cast());
+                let bytes = _mm512_loadu_si512(weights.as_ptr().add(j * 64).cast());
                 for r in 0..R {
-                    let quad = rows[r].add(j * 4).cast::<i32>();
-                    let quad = _mm512_set1_epi32(quad.read_unaligned());
-                    dots[r] = _mm512_dpbusd_epi32(dots[r], bytes, quad);
+                    dots[r] = _mm512_dpbusd_epi32(dots[r], bytes, quad(&rows[r], j));
                 }
             }
             // Weights are 128 too large, so the sum is by 128 Σq; all three are integers below
             // 2^24, so this is exact.
             let offset = _mm512_set1_ps(-128.0);
-            std::array::from_fn(|r| _mm512_fmadd_ps(offset, sums[r], _mm512_cvtepi32_ps(dots[r])))
+            let mut exact = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                let sum = _mm512_set1_ps(sums[r]);
+                exact[r] = _mm512_fmadd_ps(offset, sum, _mm512_cvtepi32_ps(dots[r]));
+            }
+            exact
         }
     }
+}
+
+/// Four bytes of a row, in every lane.
+///
+/// # Safety
+/// The processor has AVX-512 F, and `index` is below 8.
+#[inline(always)]
+unsafe fn quad(row: &[i8; GROUP], index: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_set1_epi32(row.as_ptr().cast::<i32>().add(index).read_unaligned()) }
 }

@@ -1,5 +1,9 @@
 //! The 16-lane vocabulary that op bodies are written in, and the choice of an instruction set at
 //! run time. Knows no op.
+//!
+//! What computes with lanes is a loop in an `#[inline(always)]` function, not a closure: a closure
+//! is compiled without the instruction set, and one that is not inlined makes calls of single
+//! instructions (20 × slower, 2026-11).
 
 #![allow(unsafe_code)]
 
@@ -7,6 +11,7 @@ use std::ops::Range;
 
 use super::scalar::Scalar;
 use crate::device::cpu::Features;
+use crate::kernels::packed::GROUP;
 
 /// Lanes of every vector.
 pub(super) const LANES: usize = 16;
@@ -69,32 +74,32 @@ pub(super) trait Isa: Copy + Sync + 'static {
     fn peak(self, a: Self::F) -> f32;
 
     /// For each of `R` rows of 32 signed bytes the exact sums of products with the 4-bit values
-    /// of one group of a panel (256 bytes).
-    ///
-    /// # Safety
-    /// `weights` has 256 readable bytes, each row 32.
-    unsafe fn dot_q4<const R: usize>(
-        self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-    ) -> [Self::F; R];
+    /// of one group of a panel.
+    fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [Self::F; R];
 
-    /// As [`Isa::dot_q4`] with 8-bit values (512 bytes); `sums` are the sums of each row's bytes.
-    ///
-    /// # Safety
-    /// `weights` has 512 readable bytes, each row 32.
-    unsafe fn dot_q8<const R: usize>(
+    /// As [`Isa::dot_q4`] with 8-bit values, 128 too large each; `sums` are the sums of each row's
+    /// bytes.
+    fn dot_q8<const R: usize>(
         self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-        sums: &[Self::F; R],
+        weights: &[u8; 512],
+        rows: &[[i8; GROUP]; R],
+        sums: &[f32; R],
     ) -> [Self::F; R];
 
     /// Rows as columns: lane `j` of vector `i` becomes lane `i` of vector `j`.
     #[inline(always)]
     fn turn(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {
-        let rows = rows.map(|row| self.store(row));
-        std::array::from_fn(|j| self.load(&std::array::from_fn(|i| rows[i][j])))
+        let mut columns = [[0.0; LANES]; LANES];
+        for (i, row) in rows.into_iter().enumerate() {
+            for (j, x) in self.store(row).into_iter().enumerate() {
+                columns[j][i] = x;
+            }
+        }
+        let mut turned = rows;
+        for (lanes, column) in turned.iter_mut().zip(&columns) {
+            *lanes = self.load(column);
+        }
+        turned
     }
 
     /// 16 values.

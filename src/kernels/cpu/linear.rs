@@ -9,15 +9,15 @@ use super::executor::Surroundings;
 use super::isa::{Isa, LANES, Task};
 use super::math;
 use super::rows::vector;
-use super::views::{Floats, QuantRow, Quants};
+use super::views::{Floats, QuantTile, Quants, ROWS_TOGETHER};
 use crate::kernels::ops::{Activation, Epilogue, Linear};
-use crate::kernels::packed::{GROUP, PANEL, PackedFormat, header_bytes};
+use crate::kernels::packed::{PANEL, PackedFormat, Q4_GROUP_BYTES, Q8_LAST_BYTES, Q8_PAIR_BYTES};
 
 /// Rows that go through a panel before the next: their activations stay in the first-level cache.
-const ROWS_TOGETHER: usize = 64;
+const ROWS_MAX: usize = 64;
 
 /// Panels that a unit takes at most: they stay in the second-level cache while rows pass.
-const PANELS_TOGETHER: usize = 8;
+const PANELS_MAX: usize = 8;
 
 /// [`Linear`]; a unit is a block of rows in a block of panels.
 pub(super) struct LinearTask<'a> {
@@ -53,13 +53,14 @@ impl<'a> LinearTask<'a> {
         let output = Floats::new(around.workspace, &op.output, rows);
         assert_eq!(output.width(), op.weight.n, "an output row is as wide as the weight's outputs");
 
-        let row_blocks = rows.div_ceil(ROWS_TOGETHER).max(1);
-        let row_block = rows.div_ceil(row_blocks).next_multiple_of(8).max(8);
+        let row_blocks = rows.div_ceil(ROWS_MAX).max(1);
+        let row_block =
+            rows.div_ceil(row_blocks).next_multiple_of(ROWS_TOGETHER).max(ROWS_TOGETHER);
         // Eight units a member, so that a slow neighbour is waited for an eighth at most.
         let panel_block = op.weight.panels() * row_blocks / (8 * around.members);
         let panel_block = match panel_block {
             0..4 => panel_block.max(1),
-            _ => panel_block.min(PANELS_TOGETHER) / 4 * 4,
+            _ => panel_block.min(PANELS_MAX) / 4 * 4,
         };
         Self { op, input, output, rows, row_block, panel_block }
     }
@@ -90,12 +91,10 @@ impl<'a> LinearTask<'a> {
         panel: usize,
         first: usize,
     ) -> usize {
-        let rows: [QuantRow; R] = std::array::from_fn(|r| input.row(first + r));
-        let groups = self.op.weight.k / GROUP;
-        let bytes = self.op.weight.panel(panel);
+        let (rows, bytes) = (input.tile::<R>(first), self.op.weight.panel(panel));
         let sums = match self.op.weight.format {
-            PackedFormat::Q8 => product_q8(s, bytes, &rows, groups),
-            _ => product_q4(s, bytes, &rows, groups),
+            PackedFormat::Q8 => product_q8(s, bytes, &rows),
+            _ => product_q4(s, bytes, &rows),
         };
         for (r, sum) in sums.into_iter().enumerate() {
             self.finish(s, sum, first + r, panel);
@@ -160,7 +159,10 @@ impl<'a> LinearTask<'a> {
     #[inline(always)]
     fn finish<S: Isa>(&self, s: S, sum: S::F, row: usize, panel: usize) {
         let (row, c) = (self.output.row(row), panel * PANEL);
-        let y = self.op.bias.as_ref().map_or(sum, |bias| s.add(sum, vector(s, bias, c)));
+        let y = match &self.op.bias {
+            Some(bias) => s.add(sum, vector(s, bias, c)),
+            None => sum,
+        };
         let y = match self.op.epilogue {
             Epilogue::Store => y,
             Epilogue::Add => s.add(row.load(s, c), y),
@@ -198,28 +200,23 @@ impl Task for LinearTask<'_> {
 /// `R` rows of 8-bit groups by a panel of 4-bit groups: for each group in ascending order
 /// `acc = fma(fma(scale, isum, minimum × Σq), scale_x, acc)`.
 #[inline(always)]
-fn product_q4<S: Isa, const R: usize>(
-    s: S,
-    panel: &[u8],
-    rows: &[QuantRow; R],
-    groups: usize,
-) -> [S::F; R] {
-    let (header, values) = panel.split_at(header_bytes(PackedFormat::Q4, groups * GROUP));
-    assert!(values.len() == groups * 256 && header.len() == groups * 64);
-    let (header, values) = (header.as_ptr().cast::<u16>(), values.as_ptr());
+fn product_q4<S: Isa, const R: usize>(s: S, panel: &[u8], rows: &QuantTile<R>) -> [S::F; R] {
+    let panel = panel.as_chunks::<Q4_GROUP_BYTES>().0;
+    assert_eq!(panel.len(), rows.groups());
     let mut acc = [s.splat(0.0); R];
-    for g in 0..groups {
-        // SAFETY: group `g` lies inside header, values and rows: the lengths of the first two are
-        // checked above, rows are as wide as the weight.
+    for (g, weights) in panel.iter().enumerate() {
+        let (header, values) = weights.split_at(64);
+        let values = values.try_into().expect("256 bytes");
+        // SAFETY: there are as many groups as in the rows, which only earlier ops wrote; a
+        // group's header is 16 scales and 16 minimums.
         unsafe {
-            let bytes: [*const i8; R] = std::array::from_fn(|r| rows[r].bytes.add(g * GROUP));
-            let dots = s.dot_q4(values.add(g * 256), &bytes);
-            let scale = s.read_half(header.add(g * 2 * LANES));
-            let minimum = s.read_half(header.add((g * 2 + 1) * LANES));
+            let (bytes, scales, sums) = rows.group(g);
+            let dots = s.dot_q4(values, bytes);
+            let scale = s.read_half(header.as_ptr().cast());
+            let minimum = s.read_half(header.as_ptr().cast::<u16>().add(LANES));
             for r in 0..R {
-                let low = s.mul(minimum, s.splat(*rows[r].sums.add(g)));
-                let group = s.fma(scale, dots[r], low);
-                acc[r] = s.fma(group, s.splat(*rows[r].scales.add(g)), acc[r]);
+                let group = s.fma(scale, dots[r], s.mul(minimum, s.splat(sums[r])));
+                acc[r] = s.fma(group, s.splat(scales[r]), acc[r]);
             }
         }
     }
@@ -228,30 +225,44 @@ fn product_q4<S: Isa, const R: usize>(
 
 /// As [`product_q4`] with 8-bit groups: `acc = fma(scale × isum, scale_x, acc)`.
 #[inline(always)]
-fn product_q8<S: Isa, const R: usize>(
-    s: S,
-    panel: &[u8],
-    rows: &[QuantRow; R],
-    groups: usize,
-) -> [S::F; R] {
-    let (header, values) = panel.split_at(header_bytes(PackedFormat::Q8, groups * GROUP));
-    assert!(values.len() == groups * 512 && header.len() >= groups * 32);
-    let (header, values) = (header.as_ptr().cast::<u16>(), values.as_ptr());
+fn product_q8<S: Isa, const R: usize>(s: S, panel: &[u8], rows: &QuantTile<R>) -> [S::F; R] {
+    let (pairs, last) = panel.as_chunks::<Q8_PAIR_BYTES>();
+    assert_eq!(2 * pairs.len() + last.len() / Q8_LAST_BYTES, rows.groups());
     let mut acc = [s.splat(0.0); R];
-    for g in 0..groups {
-        // SAFETY: as in `product_q4`.
-        unsafe {
-            let bytes: [*const i8; R] = std::array::from_fn(|r| rows[r].bytes.add(g * GROUP));
-            let sums: [S::F; R] = std::array::from_fn(|r| s.splat(*rows[r].sums.add(g)));
-            let dots = s.dot_q8(values.add(g * 512), &bytes, &sums);
-            let scale = s.read_half(header.add(g * LANES));
-            for r in 0..R {
-                let group = s.mul(scale, dots[r]);
-                acc[r] = s.fma(group, s.splat(*rows[r].scales.add(g)), acc[r]);
-            }
+    for (g, pair) in pairs.iter().enumerate() {
+        let (header, values) = pair.split_at(64);
+        for i in 0..2 {
+            let (scale, values) = (&header[i * 32..], &values[i * 512..]);
+            let weights = (&scale[..32], values[..512].try_into().expect("512 bytes"));
+            add_q8(s, weights, rows, 2 * g + i, &mut acc);
         }
     }
+    if let Some((header, values)) = last.split_at_checked(64) {
+        let weights = (&header[..32], values.try_into().expect("512 bytes"));
+        add_q8(s, weights, rows, 2 * pairs.len(), &mut acc);
+    }
     acc
+}
+
+/// Adds group `g`, whose weights are 16 f16 scales and 512 values.
+#[inline(always)]
+fn add_q8<S: Isa, const R: usize>(
+    s: S,
+    (scale, values): (&[u8], &[u8; 512]),
+    rows: &QuantTile<R>,
+    g: usize,
+    acc: &mut [S::F; R],
+) {
+    assert!(g < rows.groups() && scale.len() == 32);
+    // SAFETY: the group is there, as just checked; only earlier ops wrote the rows.
+    unsafe {
+        let (bytes, scales, sums) = rows.group(g);
+        let dots = s.dot_q8(values, bytes, sums);
+        let scale = s.read_half(scale.as_ptr().cast());
+        for r in 0..R {
+            acc[r] = s.fma(s.mul(scale, dots[r]), s.splat(scales[r]), acc[r]);
+        }
+    }
 }
 
 /// `R` rows by `P` panels of f32: one chain of fused multiply-adds for each output.
@@ -270,7 +281,10 @@ fn product_f32<S: Isa, const R: usize, const P: usize>(
     for i in 0..k {
         // SAFETY: panels have `k` lines as checked, rows `k` values as the caller says.
         unsafe {
-            let weights: [S::F; P] = std::array::from_fn(|p| s.read(panels[p].add(i * LANES)));
+            let mut weights = [s.splat(0.0); P];
+            for p in 0..P {
+                weights[p] = s.read(panels[p].add(i * LANES));
+            }
             for r in 0..R {
                 let x = s.splat(*rows[r].add(i));
                 for p in 0..P {

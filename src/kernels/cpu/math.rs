@@ -85,7 +85,8 @@ pub(super) fn quantise<S: Isa>(s: S, x: [S::F; 2]) -> Quantised {
         return Quantised { bytes: [[0; LANES]; 2], scale: 0.0, sum: 0.0 };
     }
     let inverse = s.splat(1.0 / scale);
-    let t = x.map(|x| s.fma(x, inverse, s.splat(ROUND)));
-    let [a, b] = t.map(|t| s.sub(t, s.splat(ROUND)));
-    Quantised { bytes: t.map(|t| s.low_bytes(t)), scale, sum: s.sum(s.add(a, b)) }
+    let round = s.splat(ROUND);
+    let (a, b) = (s.fma(x[0], inverse, round), s.fma(x[1], inverse, round));
+    let sum = s.sum(s.add(s.sub(a, round), s.sub(b, round)));
+    Quantised { bytes: [s.low_bytes(a), s.low_bytes(b)], scale, sum }
 }

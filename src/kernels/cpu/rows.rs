@@ -70,6 +70,34 @@ impl<'a> NormTask<'a> {
     }
 }
 
+impl NormTask<'_> {
+    /// Mean (0 for root-mean-square) and `1 / sqrt(variance + eps)` of a row.
+    #[inline(always)]
+    fn moments<S: Isa>(&self, s: S, row: Row) -> (f32, f32) {
+        let count = row.width() as f32;
+        let (mean, squares) = if self.op.bias.is_some() {
+            let mean = sum(s, row) / count;
+            (mean, centred_squares(s, row, mean))
+        } else {
+            (0.0, squares(s, row))
+        };
+        (mean, 1.0 / (squares / count + self.op.eps).sqrt())
+    }
+
+    /// 16 normalised values from column `c` on.
+    #[inline(always)]
+    fn value<S: Isa>(&self, s: S, row: Row, c: usize, (mean, inverse): (f32, f32)) -> S::F {
+        let (x, weight) = (row.load(s, c), vector(s, &self.op.weight, c));
+        match &self.op.bias {
+            Some(bias) => {
+                let x = s.mul(s.sub(x, s.splat(mean)), s.splat(inverse));
+                s.fma(x, weight, vector(s, bias, c))
+            }
+            None => s.mul(s.mul(x, s.splat(inverse)), weight),
+        }
+    }
+}
+
 impl Task for NormTask<'_> {
     fn units(&self) -> usize {
         self.input.rows()
@@ -78,56 +106,51 @@ impl Task for NormTask<'_> {
     #[inline(always)]
     fn run<S: Isa>(&self, s: S, units: Range<usize>) {
         let width = self.input.width();
-        let count = width as f32;
         for r in units {
-            let row = self.input.row(r);
-            if let Some(bias) = &self.op.bias {
-                let mean = total(s, row, |x, sum| s.add(sum, x)) / count;
-                let shift = s.splat(mean);
-                // Lanes beyond the row would count as -mean: they are zero by their weight.
-                let squares = centred_squares(s, row, mean);
-                let inverse = s.splat(1.0 / (squares / count + self.op.eps).sqrt());
-                self.output.fill(s, r, 0..width, |c| {
-                    let x = s.mul(s.sub(row.load(s, c), shift), inverse);
-                    s.fma(x, vector(s, &self.op.weight, c), vector(s, bias, c))
-                });
-            } else {
-                let squares = total(s, row, |x, sum| s.fma(x, x, sum));
-                let inverse = s.splat(1.0 / (squares / count + self.op.eps).sqrt());
-                self.output.fill(s, r, 0..width, |c| {
-                    let x = s.mul(row.load(s, c), inverse);
-                    s.mul(x, vector(s, &self.op.weight, c))
-                });
+            let (row, output) = (self.input.row(r), self.output.row(r));
+            let moments = self.moments(s, row);
+            for c in (0..width).step_by(2 * LANES) {
+                let low = self.value(s, row, c, moments);
+                let high = self.value(s, row, c + LANES, moments);
+                output.store(s, c, width, [low, high]);
             }
         }
     }
 }
 
-/// Folds a row into 16 lanes (zeros beyond its end) and adds them.
+/// Σ x, in 16 lanes.
 #[inline(always)]
-fn total<S: Isa>(s: S, row: Row, fold: impl Fn(S::F, S::F) -> S::F) -> f32 {
+fn sum<S: Isa>(s: S, row: Row) -> f32 {
     let mut sum = s.splat(0.0);
     for c in (0..row.width()).step_by(LANES) {
-        sum = fold(row.load(s, c), sum);
+        sum = s.add(sum, row.load(s, c));
     }
     s.sum(sum)
 }
 
-/// Σ (x - mean)², in 16 lanes.
+/// Σ x², in 16 lanes.
 #[inline(always)]
-fn centred_squares<S: Isa>(s: S, row: Row, mean: f32) -> f32 {
-    let (whole, shift) = (row.width() / LANES * LANES, s.splat(mean));
+fn squares<S: Isa>(s: S, row: Row) -> f32 {
     let mut sum = s.splat(0.0);
-    for c in (0..whole).step_by(LANES) {
-        let x = s.sub(row.load(s, c), shift);
+    for c in (0..row.width()).step_by(LANES) {
+        let x = row.load(s, c);
         sum = s.fma(x, x, sum);
     }
-    if whole < row.width() {
-        let mut rest = [0.0; LANES];
-        for (i, x) in rest.iter_mut().enumerate().take(row.width() - whole) {
-            *x = row.get(whole + i) - mean;
+    s.sum(sum)
+}
+
+/// Σ (x - mean)², in 16 lanes; lanes beyond the row add nothing.
+#[inline(always)]
+fn centred_squares<S: Isa>(s: S, row: Row, mean: f32) -> f32 {
+    let shift = s.splat(mean);
+    let mut sum = s.splat(0.0);
+    for c in (0..row.width()).step_by(LANES) {
+        let mut x = s.sub(row.load(s, c), shift);
+        if c + LANES > row.width() {
+            let mut lanes = s.store(x);
+            lanes[row.width() - c..].fill(0.0);
+            x = s.load(&lanes);
         }
-        let x = s.load(&rest);
         sum = s.fma(x, x, sum);
     }
     s.sum(sum)
@@ -136,11 +159,12 @@ fn centred_squares<S: Isa>(s: S, row: Row, mean: f32) -> f32 {
 /// 16 parameters from `c` on, zeros beyond the end.
 #[inline(always)]
 pub(super) fn vector<S: Isa>(s: S, values: &[f32], c: usize) -> S::F {
-    if let Some(lanes) = values[c..].first_chunk() {
+    let rest = values.get(c..).unwrap_or_default();
+    if let Some(lanes) = rest.first_chunk() {
         return s.load(lanes);
     }
     let mut lanes = [0.0; LANES];
-    lanes[..values.len() - c].copy_from_slice(&values[c..]);
+    lanes[..rest.len()].copy_from_slice(rest);
     s.load(&lanes)
 }
 
@@ -169,10 +193,15 @@ impl Task for GatedSiluTask {
     fn run<S: Isa>(&self, s: S, units: Range<usize>) {
         let width = self.output.width();
         for r in units {
-            let row = self.input.row(r);
-            self.output.fill(s, r, 0..width, |c| {
-                s.mul(math::silu(s, row.load(s, c)), row.load(s, width + c))
-            });
+            let (row, output) = (self.input.row(r), self.output.row(r));
+            for c in (0..width).step_by(2 * LANES) {
+                let mut values = [s.splat(0.0); 2];
+                for (half, value) in values.iter_mut().enumerate() {
+                    let c = c + half * LANES;
+                    *value = s.mul(math::silu(s, row.load(s, c)), row.load(s, width + c));
+                }
+                output.store(s, c, width, values);
+            }
         }
     }
 }
@@ -254,7 +283,7 @@ impl Task for PoolTask<'_> {
                 output.store(s, c, s.div(sum, count));
             }
             if self.op.normalize {
-                let length = total(s, output, |x, sum| s.fma(x, x, sum)).sqrt();
+                let length = squares(s, output).sqrt();
                 if length > 0.0 {
                     for c in (0..output.width()).step_by(LANES) {
                         output.store(s, c, s.div(output.load(s, c), s.splat(length)));

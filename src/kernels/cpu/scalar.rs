@@ -5,6 +5,7 @@
 use half::f16;
 
 use super::isa::{Isa, LANES};
+use crate::kernels::packed::GROUP;
 
 /// Needs no instruction in particular.
 #[derive(Debug, Clone, Copy)]
@@ -119,42 +120,31 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn dot_q4<const R: usize>(
-        self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-    ) -> [Lanes; R] {
-        // SAFETY: the caller's promise.
-        let weights = unsafe { weights.cast::<[u8; 256]>().read() };
-        rows.map(|row| {
-            // SAFETY: the caller's promise.
-            let row = unsafe { row.cast::<[i8; 32]>().read() };
-            dot(&row, |lane, i| {
-                let byte = weights[i / 8 * 64 + lane * 4 + i % 4];
-                i32::from(if i % 8 < 4 { byte & 15 } else { byte >> 4 })
-            })
+    fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [Lanes; R] {
+        dot(rows, |lane, i| {
+            let byte = weights[i / 8 * 64 + lane * 4 + i % 4];
+            i32::from(if i % 8 < 4 { byte & 15 } else { byte >> 4 })
         })
     }
 
     #[inline(always)]
-    unsafe fn dot_q8<const R: usize>(
+    fn dot_q8<const R: usize>(
         self,
-        weights: *const u8,
-        rows: &[*const i8; R],
-        _sums: &[Lanes; R],
+        weights: &[u8; 512],
+        rows: &[[i8; GROUP]; R],
+        _sums: &[f32; R],
     ) -> [Lanes; R] {
-        // SAFETY: the caller's promise.
-        let weights = unsafe { weights.cast::<[u8; 512]>().read() };
-        rows.map(|row| {
-            // SAFETY: the caller's promise.
-            let row = unsafe { row.cast::<[i8; 32]>().read() };
-            dot(&row, |lane, i| i32::from(weights[i / 4 * 64 + lane * 4 + i % 4]) - 128)
-        })
+        dot(rows, |lane, i| i32::from(weights[i / 4 * 64 + lane * 4 + i % 4]) - 128)
     }
 }
 
-/// For each lane the sum over `i` of `row[i] × weight(lane, i)`, exact in i32 and in f32.
+/// For each row and lane the sum over `i` of `row[i] × weight(lane, i)`, exact in i32 and in f32.
 #[inline(always)]
-fn dot(row: &[i8; 32], weight: impl Fn(usize, usize) -> i32) -> Lanes {
-    each(|lane| (0..32).map(|i| i32::from(row[i]) * weight(lane, i)).sum::<i32>() as f32)
+fn dot<const R: usize>(
+    rows: &[[i8; GROUP]; R],
+    weight: impl Fn(usize, usize) -> i32,
+) -> [Lanes; R] {
+    rows.map(|row| {
+        each(|lane| (0..GROUP).map(|i| i32::from(row[i]) * weight(lane, i)).sum::<i32>() as f32)
+    })
 }

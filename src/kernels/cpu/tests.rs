@@ -107,7 +107,10 @@ impl Case {
 
     /// Quantises `values` into a buffer, by f64.
     pub(super) fn fill_quant(&mut self, buf: QuantBuf, values: &[f32]) {
+        let groups = buf.width / GROUP;
+        let rows = values.len() / buf.width;
         for (g, group) in values.chunks_exact(GROUP).enumerate() {
+            let at = place(g / groups, g % groups, rows, groups);
             let scale = group.iter().fold(0.0_f32, |peak, x| peak.max(x.abs())) / 127.0;
             let quants: Vec<i8> = group
                 .iter()
@@ -115,12 +118,26 @@ impl Case {
                 .collect();
             let sum: i32 = quants.iter().map(|q| i32::from(*q)).sum();
             let bytes = self.workspace.as_bytes_mut();
-            for (byte, q) in bytes[buf.values + g * GROUP..].iter_mut().zip(quants) {
+            for (byte, q) in bytes[buf.values + at * GROUP..].iter_mut().zip(quants) {
                 *byte = q as u8;
             }
-            self.workspace.floats_mut(buf.scales, g + 1)[g] = scale;
-            self.workspace.floats_mut(buf.sums, g + 1)[g] = sum as f32;
+            self.workspace.floats_mut(buf.scales, at + 1)[at] = scale;
+            self.workspace.floats_mut(buf.sums, at + 1)[at] = sum as f32;
         }
+    }
+
+    /// Bytes, scale and sum of a group of a buffer with `rows` rows.
+    pub(super) fn group(
+        &self,
+        buf: QuantBuf,
+        rows: usize,
+        (row, group): (usize, usize),
+    ) -> (Vec<i8>, f32, f32) {
+        let at = place(row, group, rows, buf.width / GROUP);
+        let bytes = &self.workspace.as_bytes()[buf.values + at * GROUP..][..GROUP];
+        let scale = self.workspace.floats(buf.scales, at + 1)[at];
+        let sum = self.workspace.floats(buf.sums, at + 1)[at];
+        (bytes.iter().map(|byte| *byte as i8).collect(), scale, sum)
     }
 
     pub(super) fn floats(&self, buf: Buf, rows: usize) -> Vec<f32> {
@@ -129,10 +146,13 @@ impl Case {
 
     /// What 8-bit rows stand for.
     pub(super) fn dequantised(&self, buf: QuantBuf, rows: usize) -> Vec<f64> {
-        let scales = self.workspace.floats(buf.scales, rows * buf.width / GROUP);
-        let values = &self.workspace.as_bytes()[buf.values..buf.values + rows * buf.width];
-        let value = |(i, byte): (usize, &u8)| f64::from(*byte as i8) * f64::from(scales[i / GROUP]);
-        values.iter().enumerate().map(value).collect()
+        let groups = (0..rows).flat_map(|row| (0..buf.width / GROUP).map(move |g| (row, g)));
+        groups
+            .flat_map(|at| {
+                let (bytes, scale, _) = self.group(buf, rows, at);
+                bytes.into_iter().map(move |q| f64::from(q) * f64::from(scale))
+            })
+            .collect()
     }
 
     pub(super) fn run(&mut self, set: SetKind, threads: usize) -> Result<(), ExecuteError> {
@@ -160,6 +180,12 @@ impl Case {
             }
         }
     }
+}
+
+/// Where a group lies among the groups of an 8-bit buffer.
+fn place(row: usize, group: usize, rows: usize, groups: usize) -> usize {
+    let first = row / 8 * 8;
+    first * groups + group * (rows - first).min(8) + row % 8
 }
 
 /// A batch of spans of these lengths, each from position 0 on, all rows gathered.

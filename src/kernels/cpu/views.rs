@@ -160,13 +160,15 @@ impl Row {
     }
 }
 
-/// Rows of 8-bit groups.
+/// Rows of 8-bit groups. Eight rows lie together, group by group, so that a tile of them is read
+/// through one pointer: `[row / 8][group][row % 8]`, with as many rows in the last eight as the
+/// step has.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quants {
-    bytes: *mut i8,
+    bytes: *mut [i8; GROUP],
     scales: *mut f32,
     sums: *mut f32,
-    width: usize,
+    groups: usize,
     rows: usize,
 }
 
@@ -178,57 +180,88 @@ unsafe impl Sync for Quants {}
 impl Quants {
     pub(super) fn new(memory: Memory, buf: &QuantBuf, rows: usize) -> Self {
         assert!(buf.width.is_multiple_of(GROUP), "{} values are no whole groups", buf.width);
-        let groups = rows * (buf.width / GROUP);
+        let groups = buf.width / GROUP;
         Self {
-            bytes: memory.at(buf.values, rows * buf.width),
-            scales: memory.at(buf.scales, groups),
-            sums: memory.at(buf.sums, groups),
-            width: buf.width,
+            bytes: memory.at(buf.values, rows * groups),
+            scales: memory.at(buf.scales, rows * groups),
+            sums: memory.at(buf.sums, rows * groups),
+            groups,
             rows,
         }
     }
 
     pub(super) fn width(&self) -> usize {
-        self.width
+        self.groups * GROUP
     }
 
-    /// Bytes, scales and sums of a row.
+    /// `R` rows from `first` on, which lie together: all in the same eight.
     #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> QuantRow {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
-        let groups = self.width / GROUP;
+    pub(super) fn tile<const R: usize>(&self, first: usize) -> QuantTile<R> {
+        const { assert!(R > 0 && R <= ROWS_TOGETHER) };
+        let inside = first % ROWS_TOGETHER;
+        assert!(inside + R <= ROWS_TOGETHER && first + R <= self.rows, "row {first}");
+        let stride = ROWS_TOGETHER.min(self.rows - (first - inside));
+        let start = (first - inside) * self.groups + inside;
         // SAFETY: inside the three buffers, as checked here and in `new`.
         unsafe {
-            QuantRow {
-                bytes: self.bytes.add(row * self.width),
-                scales: self.scales.add(row * groups),
-                sums: self.sums.add(row * groups),
-                groups,
+            QuantTile {
+                bytes: self.bytes.add(start),
+                scales: self.scales.add(start),
+                sums: self.sums.add(start),
+                stride,
+                groups: self.groups,
             }
         }
     }
 }
 
-/// One row of 8-bit groups.
+/// Rows of a [`Quants`] that lie together.
+pub(super) const ROWS_TOGETHER: usize = 8;
+
+/// `R` rows of 8-bit groups that lie together.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct QuantRow {
-    pub(super) bytes: *const i8,
-    pub(super) scales: *const f32,
-    pub(super) sums: *const f32,
+pub(super) struct QuantTile<const R: usize> {
+    bytes: *mut [i8; GROUP],
+    scales: *mut f32,
+    sums: *mut f32,
+    stride: usize,
     groups: usize,
 }
 
-impl QuantRow {
+impl<const R: usize> QuantTile<R> {
+    pub(super) fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Bytes, scales and sums of a group of all rows.
+    ///
+    /// # Safety
+    /// `group` is below `groups()`, and nobody writes these rows meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn group<'a>(
+        &self,
+        group: usize,
+    ) -> (&'a [[i8; GROUP]; R], &'a [f32; R], &'a [f32; R]) {
+        let at = group * self.stride;
+        // SAFETY: a group's `stride` rows, of which these are `R`, are inside the buffers.
+        unsafe {
+            (&*self.bytes.add(at).cast(), &*self.scales.add(at).cast(), &*self.sums.add(at).cast())
+        }
+    }
+}
+
+impl QuantTile<1> {
     /// Quantises 32 values into group `group`.
     #[inline(always)]
-    pub(super) fn store<S: Isa>(self, s: S, group: usize, x: [S::F; 2]) {
+    pub(super) fn store<S: Isa>(&self, s: S, group: usize, x: [S::F; 2]) {
         assert!(group < self.groups);
         let q = math::quantise(s, x);
+        let at = group * self.stride;
         // SAFETY: inside the three buffers; the row is this unit's.
         unsafe {
-            self.bytes.cast_mut().cast::<[[i8; LANES]; 2]>().add(group).write(q.bytes);
-            self.scales.cast_mut().add(group).write(q.scale);
-            self.sums.cast_mut().add(group).write(q.sum);
+            self.bytes.add(at).cast::<[[i8; LANES]; 2]>().write(q.bytes);
+            self.scales.add(at).write(q.scale);
+            self.sums.add(at).write(q.sum);
         }
     }
 }
@@ -255,30 +288,35 @@ impl Sink {
         }
     }
 
-    /// Fills columns `from..to` of a row from `lanes(c)`: the 16 values at column c. `from` and
-    /// `to` are multiples of 32 for 8-bit rows; `to` may be the width of any row. `lanes` may read
-    /// the columns that it is asked for from the very row that is written.
     #[inline(always)]
-    pub(super) fn fill<S: Isa>(
-        &self,
-        s: S,
-        row: usize,
-        columns: std::ops::Range<usize>,
-        lanes: impl Fn(usize) -> S::F,
-    ) {
+    pub(super) fn row(&self, row: usize) -> SinkRow {
         match self {
-            Sink::Full(floats) => {
-                let row = floats.row(row);
-                for c in columns.step_by(LANES) {
-                    row.store(s, c, lanes(c));
+            Sink::Full(floats) => SinkRow::Full(floats.row(row)),
+            Sink::Quant(quants) => SinkRow::Quant(quants.tile(row)),
+        }
+    }
+}
+
+/// One row of an op's output.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SinkRow {
+    Full(Row),
+    Quant(QuantTile<1>),
+}
+
+impl SinkRow {
+    /// 32 values to columns `c..end`, less those beyond. For 8-bit rows `c` and `end` are
+    /// multiples of 32.
+    #[inline(always)]
+    pub(super) fn store<S: Isa>(self, s: S, c: usize, end: usize, x: [S::F; 2]) {
+        match self {
+            SinkRow::Full(row) => {
+                row.store(s, c, x[0]);
+                if c + LANES < end {
+                    row.store(s, c + LANES, x[1]);
                 }
             }
-            Sink::Quant(quants) => {
-                let row = quants.row(row);
-                for c in columns.step_by(GROUP) {
-                    row.store(s, c / GROUP, [lanes(c), lanes(c + LANES)]);
-                }
-            }
+            SinkRow::Quant(row) => row.store(s, c / GROUP, x),
         }
     }
 }

@@ -74,6 +74,10 @@ fn memory_is_what_the_values_take() {
     let bytes = vec![0; 100 * 64 / 32 * 34];
     let packed = Packed::from_bytes(100, 64, Encoding::Q8Zero, &bytes).unwrap();
     assert_eq!((packed.panels(), packed.bytes()), (7, 7 * 16 * (64 + 4)));
+    // An odd number of groups takes half a cache line more a panel.
+    let bytes = vec![0; 16 * 96 / 32 * 34];
+    let packed = Packed::from_bytes(16, 96, Encoding::Q8Zero, &bytes).unwrap();
+    assert_eq!(packed.bytes(), bytes.len() + 32);
 }
 
 #[test]

@@ -57,15 +57,17 @@ impl Task for PackedTask<'_> {
                     values: keys + heads * head_dim,
                     turned: &mut turned[..head_dim],
                 };
-                let query = |row: usize, head: usize| Query {
-                    row,
-                    head,
-                    values: self.qkv.row(row).columns(head * head_dim, head_dim),
-                    visible: patch.span.rows.len(),
-                };
-                patch.queries::<PACKED_ROWS>(query, |queries| {
+                for from in (0..patch.len()).step_by(PACKED_ROWS) {
+                    let (places, count) = patch.places::<PACKED_ROWS>(from);
+                    let queries = places.map(|(row, head)| Query {
+                        row,
+                        head,
+                        values: self.qkv.row(row).columns(head * head_dim, head_dim),
+                        visible: patch.span.rows.len(),
+                    });
+                    let queries = &queries[..count];
                     attend::<S, _, PACKED_ROWS>(s, &mut blocks, queries, self.shape, &self.output);
-                });
+                }
             }
         }
     }
@@ -93,15 +95,16 @@ impl Blocks for PackedBlocks<'_> {
     fn open<S: Isa>(&mut self, s: S, index: usize, visible: usize) -> PackedBlock<'_> {
         let head_dim = self.turned.len();
         let first = self.rows.start + index * BLOCK_TOKENS;
-        let key = |t: usize| self.qkv.row(first + t).columns(self.keys, head_dim).cast_const();
         for t in (0..visible).step_by(LANES) {
-            // Beyond the span the last key stands in; its scores are masked.
-            let keys: [_; LANES] = std::array::from_fn(|i| key((t + i).min(visible - 1)));
             for d in (0..head_dim).step_by(LANES) {
-                // SAFETY: a key has `head_dim` values, a multiple of 16.
-                let square = s.turn(keys.map(|key| unsafe { s.read(key.add(d)) }));
-                for (lanes, row) in square.into_iter().zip(&mut self.turned[d..]) {
-                    row[t..t + LANES].copy_from_slice(&s.store(lanes));
+                let mut square = [s.splat(0.0); LANES];
+                for (i, lanes) in square.iter_mut().enumerate() {
+                    // Beyond the span the last key stands in; its scores are masked.
+                    let row = self.qkv.row(first + (t + i).min(visible - 1));
+                    *lanes = row.load(s, self.keys + d);
+                }
+                for (i, lanes) in s.turn(square).into_iter().enumerate() {
+                    self.turned[d + i][t..t + LANES].copy_from_slice(&s.store(lanes));
                 }
             }
         }
@@ -120,7 +123,7 @@ impl Block for PackedBlock<'_> {
     #[inline(always)]
     fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
         let (a, b) = self.turned[d].split_at(LANES);
-        [a, b].map(|half| s.load(half.try_into().expect("half of 32")))
+        [s.load(a.try_into().expect("half of 32")), s.load(b.try_into().expect("half of 32"))]
     }
 
     #[inline(always)]

@@ -56,15 +56,17 @@ impl Task for PagedTask<'_> {
             for patch in self.tile.patches(unit, self.op.heads, self.batch) {
                 let head = patch.heads.start / group;
                 let mut blocks = PagedBlocks { blocks: &self.blocks, span: patch.span, head };
-                let query = |row: usize, head: usize| Query {
-                    row,
-                    head,
-                    values: self.qkv.row(row).columns(head * head_dim, head_dim),
-                    visible: self.batch.positions[row] as usize + 1,
-                };
-                patch.queries::<SIDE_BY_SIDE>(query, |queries| {
+                for from in (0..patch.len()).step_by(SIDE_BY_SIDE) {
+                    let (places, count) = patch.places::<SIDE_BY_SIDE>(from);
+                    let queries = places.map(|(row, head)| Query {
+                        row,
+                        head,
+                        values: self.qkv.row(row).columns(head * head_dim, head_dim),
+                        visible: self.batch.positions[row] as usize + 1,
+                    });
+                    let queries = &queries[..count];
                     attend::<S, _, SIDE_BY_SIDE>(s, &mut blocks, queries, self.shape, &self.output);
-                });
+                }
             }
         }
     }
@@ -100,7 +102,10 @@ impl Block for PagedBlock {
     fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
         debug_assert!(d < self.head_dim);
         // SAFETY: a head's keys are `[head_dim][32]`; only earlier ops write KV.
-        [0, LANES].map(|t| unsafe { s.read_half(self.block.keys.add(d * BLOCK_TOKENS + t)) })
+        unsafe {
+            let keys = self.block.keys.add(d * BLOCK_TOKENS);
+            [s.read_half(keys), s.read_half(keys.add(LANES))]
+        }
     }
 
     #[inline(always)]
