@@ -5,18 +5,24 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, chat, get, post, stream};
 
-/// One server for all tests of this file: they only ask.
-fn server() -> &'static Server {
-    static SERVER: std::sync::OnceLock<Server> = std::sync::OnceLock::new();
-    SERVER.get_or_init(|| Server::start(&[]))
+/// One server for all checks: a test of its own for each would load the models each time.
+#[test]
+fn the_api_answers() {
+    let server = Server::start(&[]);
+    a_greedy_chat_is_the_same_streamed_or_not_and_again_from_the_cache(&server);
+    a_seed_fixes_the_text_and_another_changes_it(&server);
+    stop_strings_and_limits_end_an_answer(&server);
+    a_prompt_may_be_token_ids(&server);
+    embeddings_are_the_same_in_every_form(&server);
+    mistakes_are_told_with_value_and_limit(&server);
+    the_models_are_listed(&server);
 }
 
 const CHAT: &str = "/v1/chat/completions";
 const EMBED: &str = "/v1/embeddings";
 
-#[test]
-fn a_greedy_chat_is_the_same_streamed_or_not_and_again_from_the_cache() {
-    let url = server().url(CHAT);
+fn a_greedy_chat_is_the_same_streamed_or_not_and_again_from_the_cache(server: &Server) {
+    let url = server.url(CHAT);
     let mut body = chat("Name three colours.", 24);
     let (status, whole) = post(&url, &body);
     assert_eq!(status, 200, "{whole}");
@@ -44,9 +50,8 @@ fn a_greedy_chat_is_the_same_streamed_or_not_and_again_from_the_cache() {
     assert_eq!(last["usage"]["prompt_tokens_details"]["cached_tokens"], 32, "one full block");
 }
 
-#[test]
-fn a_seed_fixes_the_text_and_another_changes_it() {
-    let url = server().url(CHAT);
+fn a_seed_fixes_the_text_and_another_changes_it(server: &Server) {
+    let url = server.url(CHAT);
     let mut body = chat("Invent a name for a boat.", 32);
     body["temperature"] = json!(1.0);
     let mut say = |seed: u64| {
@@ -60,9 +65,8 @@ fn a_seed_fixes_the_text_and_another_changes_it() {
     assert!((8..12).any(|seed| say(seed) != first));
 }
 
-#[test]
-fn stop_strings_and_limits_end_an_answer() {
-    let url = server().url("/v1/completions");
+fn stop_strings_and_limits_end_an_answer(server: &Server) {
+    let url = server.url("/v1/completions");
     let mut body = json!({
         "model": "smollm2-135m-instruct", "prompt": "One, two, three, four, five,",
         "max_tokens": 24, "temperature": 0, "stop": [" seven"],
@@ -78,9 +82,8 @@ fn stop_strings_and_limits_end_an_answer() {
     assert_eq!(cut["usage"]["completion_tokens"], 3);
 }
 
-#[test]
-fn a_prompt_may_be_token_ids() {
-    let url = server().url("/v1/completions");
+fn a_prompt_may_be_token_ids(server: &Server) {
+    let url = server.url("/v1/completions");
     let ask = |prompt: Value| {
         let body = json!({"model": "smollm2-135m-instruct", "prompt": prompt, "temperature": 0});
         let (status, answer) = post(&url, &body);
@@ -94,9 +97,8 @@ fn a_prompt_may_be_token_ids() {
     assert_eq!(ids["usage"]["completion_tokens"], 16, "the default of this endpoint");
 }
 
-#[test]
-fn embeddings_are_the_same_in_every_form() {
-    let url = server().url(EMBED);
+fn embeddings_are_the_same_in_every_form(server: &Server) {
+    let url = server.url(EMBED);
     let ask = |input: Value, format: &str| {
         let body = json!({
             "model": "all-minilm-l6-v2", "input": input, "encoding_format": format,
@@ -122,8 +124,7 @@ fn embeddings_are_the_same_in_every_form() {
     assert_eq!(decoded, floats(&one, 0));
 }
 
-#[test]
-fn mistakes_are_told_with_value_and_limit() {
+fn mistakes_are_told_with_value_and_limit(server: &Server) {
     let long = "word ".repeat(9000);
     let model = "smollm2-135m-instruct";
     let messages = json!([{"role": "user", "content": "Hi"}]);
@@ -149,7 +150,7 @@ fn mistakes_are_told_with_value_and_limit() {
         (EMBED, json!({"model": "all-minilm-l6-v2", "input": [999_999]}), 400, "invalid_request"),
     ];
     for (path, body, expected, code) in mistakes {
-        let (status, answer) = post(&server().url(path), &body);
+        let (status, answer) = post(&server.url(path), &body);
         let shown: String = body.to_string().chars().take(120).collect();
         assert_eq!(status, expected, "{shown}: {answer}");
         let error = &answer["error"];
@@ -159,9 +160,8 @@ fn mistakes_are_told_with_value_and_limit() {
     }
 }
 
-#[test]
-fn the_models_are_listed() {
-    let (status, list) = get(&server().url("/v1/models"));
+fn the_models_are_listed(server: &Server) {
+    let (status, list) = get(&server.url("/v1/models"));
     assert_eq!(status, 200);
     let list: Value = serde_json::from_str(&list).unwrap();
     let names: Vec<&str> =

@@ -39,7 +39,7 @@ fn mistakes_are_one_line_with_a_sysexits_code() {
     let file = file.to_str().unwrap();
     let cases: [(&[&str], &[(&str, &str)], i32, &str); 6] = [
         (&["serve", "--no-such-flag"], &[], 64, "--no-such-flag"),
-        (&["serve", "--port", "70000"], &[], 78, "70000"),
+        (&["serve", "--port", "70000"], &[], 64, "70000"),
         (&["serve", "--config", file], &[], 78, "prot"),
         (&["serve"], &[("SCONCE_ADMIN_PORT", "x")], 78, "SCONCE_ADMIN_PORT"),
         (&["serve", "--host", "0.0.0.0"], &[], 78, "no-auth"),

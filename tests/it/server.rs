@@ -55,7 +55,7 @@ impl Server {
         let none = String::new();
         let mut server =
             Self { child, log, stdout: Mutex::new(stdout), main: none.clone(), admin: none };
-        server.main = server.address("main");
+        server.main = server.address("server");
         server.admin = server.address("admin");
         server
     }
@@ -160,7 +160,7 @@ pub(crate) fn get(url: &str) -> (u16, String) {
         Ok(mut response) => {
             (response.status().as_u16(), response.body_mut().read_to_string().unwrap_or_default())
         }
-        Err(_) => (0, String::new()),
+        Err(error) => (0, error.to_string()),
     }
 }
 
@@ -172,7 +172,7 @@ pub(crate) fn post(url: &str, body: &Value) -> (u16, Value) {
             let text = response.body_mut().read_to_string().unwrap_or_default();
             (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::Null))
         }
-        Err(_) => (0, Value::Null),
+        Err(error) => (0, Value::String(error.to_string())),
     }
 }
 
