@@ -7,3 +7,4 @@ pub mod batch;
 pub mod cpu;
 pub mod ops;
 pub mod packed;
+pub mod sample;
