@@ -42,8 +42,7 @@ impl Sampler {
     /// infinity; plus infinity is always chosen; without any number above minus infinity it is
     /// token 0.
     pub fn sample(&mut self, logits: &[f32], sampling: &Sampling, position: u32) -> TokenId {
-        // The negation also takes NaN for 0.
-        let greedy = !(sampling.temperature > 0.0);
+        let greedy = sampling.temperature <= 0.0 || sampling.temperature.is_nan();
         self.weights.resize(logits.len(), 0);
         let temperature = (!greedy).then_some(sampling.temperature);
         let result = Mutex::new((self.weights.as_mut_slice(), f32::NEG_INFINITY));
@@ -57,7 +56,8 @@ impl Sampler {
         let kept =
             self.weights.iter().enumerate().filter(|(id, weight)| key(*id, **weight) >= floor);
         let total: u64 = kept.clone().map(|(_, weight)| u64::from(*weight)).sum();
-        let mut rest = (u128::from(draw(sampling, position)) * u128::from(total) >> 64) as u64;
+        let product = u128::from(draw(sampling, position)) * u128::from(total);
+        let mut rest = (product >> 64) as u64;
         for (id, weight) in kept {
             match rest.checked_sub(u64::from(*weight)) {
                 Some(less) => rest = less,
