@@ -8,9 +8,8 @@ use crate::device::arena::Region;
 use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError};
 use crate::kernels::batch::{Batch, BatchSpan, KvMap};
-use crate::kernels::cpu::executor::Executor;
+use crate::kernels::cpu::executor::{Draw, Executor};
 use crate::kernels::ops::Buf;
-use crate::kernels::sample::Sampler;
 use crate::request::{LaneId, Micros, TokenId};
 use crate::scheduler::step::{Grant, Input, MAX_SEATS, Outcome, Output, SlotId, Span, Step};
 
@@ -21,7 +20,7 @@ pub struct ModelRunner {
     lanes: Vec<Lane>,
     memory: Memory,
     batch: Batch,
-    sampler: Sampler,
+    draws: Vec<Draw>,
     /// The sampled tokens, by seat: where a later step finds its input.
     seats: Vec<TokenId>,
     /// A CPU computes in `submit`; the outcome waits here for `collect`.
@@ -62,7 +61,7 @@ impl ModelRunner {
             lanes: (0..lanes).map(|_| Lane::default()).collect(),
             memory,
             batch: Batch::default(),
-            sampler: Sampler::default(),
+            draws: Vec::new(),
             seats: vec![0; MAX_SEATS],
             done: None,
         })
@@ -83,26 +82,36 @@ impl ModelRunner {
         let executed = self.executor.execute(program, &self.batch, &lane.map, kv, workspace);
         executed.map_err(|error| StepError::step(error.to_string()))?;
         let output = program.output.expect("every program has an output");
-        self.answer(step, output, outcome);
-        Ok(())
+        self.answer(step, output, outcome)
     }
 
-    /// Samples, or copies vectors out.
-    fn answer(&mut self, step: &Step, output: Buf, outcome: &mut Outcome) {
-        let Self { memory, sampler, seats, .. } = self;
-        let row = |index: usize| output.row(&memory.workspace, index);
+    /// Samples, or copies vectors out. A program yields rows in the order of its spans.
+    fn answer(&mut self, step: &Step, output: Buf, outcome: &mut Outcome) -> Result<(), StepError> {
+        self.draws.clear();
         let yields = step.spans.iter().filter(|span| span.output != Output::None);
-        for (index, span) in yields.enumerate() {
+        for (row, span) in yields.enumerate() {
             match span.output {
                 Output::None => {}
-                Output::Sample { seat, sampling, position } => {
-                    let token = sampler.sample(row(index), &sampling, position);
-                    seats[seat.0 as usize] = token;
-                    outcome.tokens.push(token);
+                Output::Sample { sampling, position, .. } => {
+                    self.draws.push(Draw { row, sampling, position });
                 }
-                Output::Pool => outcome.vectors.push(row(index).to_vec()),
+                Output::Pool => {
+                    outcome.vectors.push(output.row(&self.memory.workspace, row).to_vec());
+                }
             }
         }
+        outcome.tokens.resize(self.draws.len(), 0);
+        let sampled =
+            self.executor.sample(&output, &self.memory.workspace, &self.draws, &mut outcome.tokens);
+        sampled.map_err(|error| StepError::step(error.to_string()))?;
+        let seats = step.spans.iter().filter_map(|span| match span.output {
+            Output::Sample { seat, .. } => Some(seat),
+            Output::None | Output::Pool => None,
+        });
+        for (seat, &token) in seats.zip(&outcome.tokens) {
+            self.seats[seat.0 as usize] = token;
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 //! lie: `paged.rs` finds them in KV blocks, `packed.rs` in the rows of the step.
 
 #![allow(unsafe_code)]
+#![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
 use std::ops::Range;
 

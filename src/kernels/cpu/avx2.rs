@@ -1,6 +1,7 @@
 //! The AVX2 set: 16 lanes are two registers.
 
 #![allow(unsafe_code)]
+#![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -3,6 +3,8 @@
 
 #![allow(unsafe_code)]
 
+use std::sync::{Mutex, PoisonError};
+
 use super::attention::{packed::PackedTask, paged::PagedTask};
 use super::isa::{Set, SetKind, Task};
 use super::linear::LinearTask;
@@ -12,7 +14,9 @@ use super::views::Memory;
 use crate::device::arena::Region;
 use crate::device::threads::{Aborted, Member, Panicked, Team};
 use crate::kernels::batch::{Batch, KvMap};
-use crate::kernels::ops::{Activation, Op, Program, Rows};
+use crate::kernels::ops::{Activation, Buf, Op, Program, Rows};
+use crate::kernels::sample::Sampler;
+use crate::request::{Sampling, TokenId};
 
 /// Nanoseconds of work below which an op is left to one member: what a barrier with all of them
 /// costs, a few times over.
@@ -23,6 +27,19 @@ const ALONE_BELOW_NANOS: usize = 2_000;
 pub struct Executor {
     team: Team,
     set: Set,
+    /// One a member.
+    samplers: Vec<Mutex<Sampler>>,
+}
+
+/// One token to be chosen from a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Which row of the logits.
+    pub row: usize,
+    /// How.
+    pub sampling: Sampling,
+    /// Position of the new token in its sequence.
+    pub position: u32,
 }
 
 /// A program that was not, or not wholly, executed; KV blocks and workspace rows that this step
@@ -43,8 +60,10 @@ impl Executor {
     /// # Panics
     /// If this processor does not run `set`.
     pub fn new(team: Team, set: SetKind) -> Self {
+        let sampler = || Mutex::new(Sampler::new(set, 0));
+        let samplers = std::iter::repeat_with(sampler).take(team.threads()).collect();
         let set = Set::new(set).unwrap_or_else(|| panic!("no {} here", set.as_str()));
-        Self { team, set }
+        Self { team, set, samplers }
     }
 
     /// The instructions in use.
@@ -83,6 +102,47 @@ impl Executor {
             let around = Surroundings { batch, map, kv, workspace, members };
             Walk { set, member, around, load }.run(program)
         };
+        if shared {
+            self.team.run(&job)?
+        } else {
+            self.team.run_alone(&job)?
+        }
+        Ok(())
+    }
+}
+
+impl Executor {
+    /// Chooses a token for each of `draws` from rows of `logits`, into the same place of `tokens`.
+    /// Allocates for the first row of a larger vocabulary than before only.
+    ///
+    /// # Errors
+    /// A row is not in the workspace.
+    ///
+    /// # Panics
+    /// If there are not as many `tokens` as `draws`.
+    pub fn sample(
+        &mut self,
+        logits: &Buf,
+        workspace: &Region,
+        draws: &[Draw],
+        tokens: &mut [TokenId],
+    ) -> Result<(), ExecuteError> {
+        assert_eq!(draws.len(), tokens.len(), "one token a draw");
+        let (samplers, tokens) = (&self.samplers, Mutex::new(tokens));
+        let job = |member: &Member<'_>| {
+            let mut sampler =
+                samplers[member.index()].lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some(range) = member.claim(draws.len(), 1) {
+                for index in range {
+                    let Draw { row, sampling, position } = &draws[index];
+                    let token = sampler.sample(logits.row(workspace, *row), sampling, *position);
+                    tokens.lock().unwrap_or_else(PoisonError::into_inner)[index] = token;
+                }
+            }
+            Ok(())
+        };
+        // About a nanosecond a logit; a single row is not divided.
+        let shared = draws.len() > 1 && draws.len() * logits.width >= ALONE_BELOW_NANOS;
         if shared {
             self.team.run(&job)?
         } else {

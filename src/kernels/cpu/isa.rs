@@ -14,12 +14,12 @@ use crate::device::cpu::Features;
 use crate::kernels::packed::GROUP;
 
 /// Lanes of every vector.
-pub(super) const LANES: usize = 16;
+pub(in crate::kernels) const LANES: usize = 16;
 
 /// An instruction set as 16 lanes of f32. Each operation rounds each lane once, to nearest even,
 /// so every implementation gives the same bits (the payload of a NaN apart). A value of an
 /// implementing type is the proof that the processor has the instructions.
-pub(super) trait Isa: Copy + Sync + 'static {
+pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
     /// 16 f32.
     type F: Copy;
 
@@ -120,7 +120,7 @@ pub(super) trait Isa: Copy + Sync + 'static {
 }
 
 /// Work on one op that falls into independent units.
-pub(super) trait Task: Sync {
+pub(in crate::kernels) trait Task: Sync {
     /// How many units there are.
     fn units(&self) -> usize;
     /// Does `units`, for each unit the same whatever else is in the range.
@@ -168,20 +168,20 @@ impl SetKind {
 
 /// A set that this processor is known to run.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Set(SetKind);
+pub(in crate::kernels) struct Set(SetKind);
 
 impl Set {
     /// None where the processor lacks the instructions.
-    pub(super) fn new(kind: SetKind) -> Option<Self> {
+    pub(in crate::kernels) fn new(kind: SetKind) -> Option<Self> {
         kind.is_supported().then_some(Self(kind))
     }
 
-    pub(super) fn kind(self) -> SetKind {
+    pub(in crate::kernels) fn kind(self) -> SetKind {
         self.0
     }
 
     /// Runs `units` of `task`, compiled for this set.
-    pub(super) fn run<T: Task>(self, task: &T, units: Range<usize>) {
+    pub(in crate::kernels) fn run<T: Task>(self, task: &T, units: Range<usize>) {
         match self.0 {
             SetKind::Reference => task.run(Scalar, units),
             // SAFETY: `new` has seen that the processor has the instructions.

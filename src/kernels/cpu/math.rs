@@ -14,7 +14,7 @@ const EXP: [f32; 5] = [0.5, 0.166_665_78, 0.041_666_556, 0.008_363_173, 0.001_39
 /// `n = round(x / ln 2)`, `r = x - n ln 2` in two steps, a polynomial in Horner's order, times
 /// `2^n` by its exponent bits.
 #[inline(always)]
-pub(super) fn exp<S: Isa>(s: S, x: S::F) -> S::F {
+pub(in crate::kernels) fn exp<S: Isa>(s: S, x: S::F) -> S::F {
     const LN2_HIGH: f32 = 0.693_115_23;
     const LN2_LOW: f32 = 3.194_618_3e-5;
     let top = s.splat(88.0);

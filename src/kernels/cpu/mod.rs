@@ -10,7 +10,7 @@ mod attention;
 pub mod executor;
 pub mod isa;
 mod linear;
-mod math;
+pub(super) mod math;
 mod rope;
 mod rows;
 mod scalar;

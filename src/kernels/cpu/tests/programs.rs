@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::kernels::cpu::executor::Draw;
 use crate::kernels::ops::{
     Activation, Embed, Epilogue, GatedSilu, Gather, KvShape, Linear, Norm, PagedAttention,
     RopeStore, Rows,
 };
 use crate::kernels::packed::{Encoding, Packed};
+use crate::kernels::sample::Sampler;
+use crate::request::Sampling;
 
 const VOCABULARY: usize = 100;
 const WIDTH: usize = 64;
@@ -83,6 +86,39 @@ fn a_decoder_layer_is_the_same_everywhere() {
     case.run_everywhere();
     let logits = case.floats(case.program.output.unwrap(), 2);
     assert!(logits.iter().all(|x| x.is_finite()) && logits.iter().any(|x| x.abs() > 1e-3));
+}
+
+#[test]
+fn draws_are_the_same_on_any_number_of_threads() {
+    let mut random = Random::new(33);
+    let (rows, vocabulary) = (9, 3000);
+    let mut layout = Layout::default();
+    let logits = layout.buf(rows, vocabulary);
+    let mut case = Case::new(Vec::new(), &layout, spans(&[rows]));
+    case.fill(logits, &random.floats(rows * vocabulary));
+    let draws: Vec<Draw> = (0..rows)
+        .map(|row| {
+            let seed = row as u64 / 2;
+            let sampling = Sampling { top_p: 0.9, seed, ..Sampling::default() };
+            Draw { row: rows - 1 - row, sampling, position: 40 }
+        })
+        .collect();
+    let mut sampler = Sampler::new(SetKind::Reference, vocabulary);
+    let each = draws.iter().map(|draw| {
+        let row = logits.row(&case.workspace, draw.row);
+        sampler.sample(row, &draw.sampling, draw.position)
+    });
+    let expected: Vec<u32> = each.collect();
+    for threads in [1, 3] {
+        let mut executor = Executor::new(Team::new(threads).unwrap(), SetKind::detect());
+        let mut tokens = vec![0; rows];
+        executor.sample(&logits, &case.workspace, &draws, &mut tokens).unwrap();
+        assert_eq!(tokens, expected);
+        let beyond = [Draw { row: rows, ..draws[0] }];
+        assert!(executor.sample(&logits, &case.workspace, &beyond, &mut tokens[..1]).is_err());
+        executor.sample(&logits, &case.workspace, &draws[3..4], &mut tokens[..1]).unwrap();
+        assert_eq!(tokens[0], expected[3]);
+    }
 }
 
 #[test]
