@@ -122,7 +122,7 @@ impl Shape {
             normalize: normalizes(*modules),
             prefix: "",
         };
-        if this.hidden % this.heads != 0 || this.layers > 1024 {
+        if !this.hidden.is_multiple_of(this.heads) || this.layers > 1024 {
             let message = "config.json: hidden_size is no multiple of num_attention_heads";
             return Err(LoadError::Shape(message.into()));
         }

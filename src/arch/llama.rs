@@ -120,7 +120,7 @@ impl Shape {
         if sizes.iter().any(|&size| size > 1 << 24) || layers > 1024 || head_dim > 1024 {
             return refuse("a size in the header is beyond any known model");
         }
-        if self.heads % kv_heads != 0 {
+        if !self.heads.is_multiple_of(kv_heads) {
             return refuse("query heads are no multiple of KV heads");
         }
         if rope_dims != head_dim || header.metadata.contains_key("llama.rope.scaling.type") {

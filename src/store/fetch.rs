@@ -131,7 +131,8 @@ impl<'a> Fetch<'a> {
             Err(Failure::Wrong(reason)) => {
                 let removed = fs::remove_file(&cached);
                 let path = cached.display();
-                tracing::warn!(%path, reason, removed = removed.is_ok(), "damaged file in the cache");
+                let removed = removed.is_ok();
+                tracing::warn!(%path, reason, removed, "damaged file in the cache");
                 self.note(&mut tried, file, &path.to_string(), Failure::Absent(reason))?;
             }
             Err(failure) => {

@@ -35,7 +35,7 @@ pub(super) fn to_f32(name: &str, kind: GgmlType, data: &[u8]) -> Result<Vec<f32>
         GgmlType::Q6_K => GgmlDType::Q6K,
         GgmlType::Other(id) => return Err(unusable(format!("unknown format {id}"))),
     };
-    if data.len() % dtype.type_size() != 0 {
+    if !data.len().is_multiple_of(dtype.type_size()) {
         return Err(unusable(format!("{} bytes are no whole blocks", data.len())));
     }
     let count = data.len() / dtype.type_size() * dtype.block_size();

@@ -295,7 +295,7 @@ impl RowOrder {
     /// Where the file has row `row` of `rows`.
     fn stored(self, row: usize, rows: usize) -> Result<usize, LoadError> {
         let RowOrder::Interleaved { head_dim } = self else { return Ok(row) };
-        if head_dim == 0 || head_dim % 2 != 0 || rows % head_dim != 0 {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || !rows.is_multiple_of(head_dim) {
             let message = format!("{rows} rows cannot be split into heads of {head_dim}");
             return Err(LoadError::Shape(message));
         }

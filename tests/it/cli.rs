@@ -37,7 +37,9 @@ fn mistakes_are_one_line_with_a_sysexits_code() {
     let file = folder.path().join("sconce.toml");
     std::fs::write(&file, "[server]\nprot = 80\n").unwrap();
     let file = file.to_str().unwrap();
-    let cases: [(&[&str], &[(&str, &str)], i32, &str); 6] = [
+    type Strings<'a> = &'a [&'a str];
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+    let cases: [(Strings<'_>, Pairs<'_>, i32, &str); 6] = [
         (&["serve", "--no-such-flag"], &[], 64, "--no-such-flag"),
         (&["serve", "--port", "70000"], &[], 64, "70000"),
         (&["serve", "--config", file], &[], 78, "prot"),

@@ -114,8 +114,7 @@ impl Bench {
         let log = Arc::clone(&seen);
         let observer = Box::new(move |stage, _: &str, _| log.lock().expect("no panic").push(stage));
         self.ensure(&Progress::silent().observed(observer)).expect("ready");
-        let stages = seen.lock().expect("no panic").clone();
-        stages
+        seen.lock().expect("no panic").clone()
     }
 
     /// Everything in the cache that is neither a whole file, its stamp nor the lock.
