@@ -209,8 +209,8 @@ pub struct RopeStore {
 
 /// Causal attention over KV blocks: row at position p sees positions `0..=p`.
 ///
-/// Scores: one chain of fused multiply-adds in ascending dimension for each position, times
-/// `scale`. Softmax is online by block of 32 positions: `peak` is the new maximum,
+/// Scores: for each position two chains of fused multiply-adds, over even and over odd dimensions
+/// in ascending order, added, times `scale`. Softmax is online by block of 32 positions: `peak` is the new maximum,
 /// `rescale = exp(old peak - peak)`, `weight = exp(score - peak)` by the shared polynomial;
 /// 32 lane sums by `fma(total, rescale, weight)`; each output is multiplied by `rescale`, then
 /// values are added in ascending position by `fma(weight, value, output)`. At the end lane sums i

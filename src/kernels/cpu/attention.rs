@@ -21,7 +21,8 @@ const HEAD_DIM_MAX: usize = 256;
 /// A head's sums, and 16 more so that pairs of vectors never run out.
 const SUMS: usize = HEAD_DIM_MAX + LANES;
 
-/// Queries that go through a block side by side, to share its loads and hide latencies.
+/// Queries that go through a block side by side, to share its loads and hide latencies. `drops`
+/// of that many fit a vector.
 const SIDE_BY_SIDE: usize = 4;
 
 /// One query on its way through the blocks.
@@ -145,71 +146,98 @@ fn pass<S: Isa, B: Block, const Q: usize>(
         visible[q] = (queries[q].visible - start).min(BLOCK_TOKENS);
     }
 
-    let mut scores = [[s.splat(0.0); 2]; Q];
-    for d in 0..shape.head_dim {
-        let keys = block.keys(s, d);
-        for q in 0..Q {
-            // SAFETY: a query has `head_dim` values.
-            let x = s.splat(unsafe { *queries[q].values.add(d) });
-            scores[q] = [s.fma(x, keys[0], scores[q][0]), s.fma(x, keys[1], scores[q][1])];
-        }
-    }
-
-    let mut weights = [[0.0; BLOCK_TOKENS]; Q];
-    let mut rescale = [s.splat(0.0); Q];
+    let mut scores = scores(s, block, queries, shape);
+    let mut drops = [0.0; LANES];
     for q in 0..Q {
-        let (sums, limit) = (&mut sums[q], s.splat(visible[q] as f32));
+        let limit = s.splat(visible[q] as f32);
         for half in 0..2 {
-            let score = s.mul(scores[q][half], s.splat(shape.scale));
             let position = s.load(&POSITIONS[half]);
             let unseen = s.splat(f32::NEG_INFINITY);
-            scores[q][half] = s.where_less(position, limit, score, unseen);
+            scores[q][half] = s.where_less(position, limit, scores[q][half], unseen);
         }
-        let peak = s.peak(s.max(scores[q][0], scores[q][1])).max(sums.peak);
-        rescale[q] = math::exp(s, s.splat(sums.peak - peak));
-        sums.peak = peak;
+        let peak = s.peak(s.max(scores[q][0], scores[q][1])).max(sums[q].peak);
+        drops[q] = sums[q].peak - peak;
+        sums[q].peak = peak;
+    }
+    let rescale = s.store(math::exp(s, s.load(&drops)));
+
+    let mut weights = [[0.0; BLOCK_TOKENS]; Q];
+    for q in 0..Q {
         for half in 0..2 {
-            let weight = math::exp(s, s.sub(scores[q][half], s.splat(peak)));
+            let weight = math::exp(s, s.sub(scores[q][half], s.splat(sums[q].peak)));
             weights[q][half * LANES..(half + 1) * LANES].copy_from_slice(&s.store(weight));
-            let total = s.fma(s.load(&sums.total[half]), rescale[q], weight);
-            sums.total[half] = s.store(total);
+            let total = s.fma(s.load(&sums[q].total[half]), s.splat(rescale[q]), weight);
+            sums[q].total[half] = s.store(total);
         }
     }
 
     let weighted = Weighted { visible, weights, rescale };
     let mut c = 0;
-    while c + 4 * LANES <= shape.head_dim {
-        weighted.add::<B, 4>(s, block, sums, c);
-        c += 4 * LANES;
-    }
     while c < shape.head_dim {
-        weighted.add::<B, 1>(s, block, sums, c);
-        c += LANES;
+        c += match shape.head_dim - c {
+            64.. => weighted.add::<S, B, 4>(s, block, sums, c),
+            32.. => weighted.add::<S, B, 2>(s, block, sums, c),
+            _ => weighted.add::<S, B, 1>(s, block, sums, c),
+        };
     }
+}
+
+/// Scores of the block's 32 positions: two chains of fused multiply-adds, over even and over odd
+/// dimensions, added and multiplied by the scale.
+#[inline(always)]
+fn scores<S: Isa, B: Block, const Q: usize>(
+    s: S,
+    block: &B,
+    queries: &[Query; Q],
+    shape: Shape,
+) -> [[S::F; 2]; Q] {
+    let mut chains = [[[s.splat(0.0); 2]; 2]; Q];
+    for d in (0..shape.head_dim).step_by(2) {
+        for odd in 0..2 {
+            let keys = block.keys(s, d + odd);
+            for q in 0..Q {
+                // SAFETY: a query has `head_dim` values, an even number.
+                let x = s.splat(unsafe { *queries[q].values.add(d + odd) });
+                for half in 0..2 {
+                    chains[q][odd][half] = s.fma(x, keys[half], chains[q][odd][half]);
+                }
+            }
+        }
+    }
+    let mut scores = [[s.splat(0.0); 2]; Q];
+    for q in 0..Q {
+        for half in 0..2 {
+            let sum = s.add(chains[q][0][half], chains[q][1][half]);
+            scores[q][half] = s.mul(sum, s.splat(shape.scale));
+        }
+    }
+    scores
 }
 
 /// `Q` queries' weights for the 32 positions of a block.
-struct Weighted<F, const Q: usize> {
+struct Weighted<const Q: usize> {
     visible: [usize; Q],
     weights: [[f32; BLOCK_TOKENS]; Q],
-    rescale: [F; Q],
+    /// By how much earlier sums count less, now that the largest score has grown.
+    rescale: [f32; LANES],
 }
 
-impl<F: Copy, const Q: usize> Weighted<F, Q> {
-    /// Adds the block's values, times their weights, to columns `c..c + 16 C` of the sums.
+impl<const Q: usize> Weighted<Q> {
+    /// Adds the block's values, times their weights, to columns `c..c + 16 C` of the sums; returns
+    /// the number of columns.
     #[inline(always)]
-    fn add<B: Block, const C: usize>(
+    fn add<S: Isa, B: Block, const C: usize>(
         &self,
-        s: impl Isa<F = F>,
+        s: S,
         block: &B,
         sums: &mut [Sums; Q],
         c: usize,
-    ) {
+    ) -> usize {
         let mut out = [[s.splat(0.0); C]; Q];
         for q in 0..Q {
             for i in 0..C {
                 let lanes = lanes_at(&sums[q].values, c + i * LANES);
-                out[q][i] = s.mul(s.load(lanes), self.rescale[q]);
+                out[q][i] = s.mul(s.load(lanes), s.splat(self.rescale[q]));
             }
         }
         // A position that a query does not see is left out, not weighted zero: what lies there
@@ -239,6 +267,7 @@ impl<F: Copy, const Q: usize> Weighted<F, Q> {
                 to.copy_from_slice(&s.store(out[q][i]));
             }
         }
+        C * LANES
     }
 }
 

@@ -171,6 +171,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: *const u16) {
+        // SAFETY: a hint, which faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
     fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [Pair; R] {
         // SAFETY: see above; 4 vectors of 64 bytes, 8 quads a row.
         unsafe {

@@ -86,6 +86,10 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
         sums: &[f32; R],
     ) -> [Self::F; R];
 
+    /// Says that the cache line at `from` is read soon.
+    #[inline(always)]
+    fn prefetch(self, _from: *const u16) {}
+
     /// Rows as columns: lane `j` of vector `i` becomes lane `i` of vector `j`.
     #[inline(always)]
     fn turn(self, rows: [Self::F; LANES]) -> [Self::F; LANES] {

@@ -33,14 +33,24 @@ impl<'a> PagedTask<'a> {
         assert_eq!(qkv.width(), (op.heads + 2 * op.kv.heads) * head_dim);
         assert_eq!(output.width(), op.heads * head_dim);
         assert!(op.heads.is_multiple_of(op.kv.heads), "query heads share KV heads evenly");
-        // Heads of a group share loads, unless that leaves members without work.
-        let enough = rows * op.kv.heads >= 4 * around.members;
-        let heads = if enough { op.heads / op.kv.heads } else { 1 };
-        let tile = Tile { rows: (rows / 16).clamp(1, 4), heads };
+        let tile = tile(op, rows, around.members);
         let blocks = KvBlocks::new(op.kv, op.layer, around);
         let shape = Shape::new(head_dim, op.scale, &output);
         Self { op, batch: around.batch, qkv, output, blocks, shape, tile }
     }
+}
+
+/// Heads of a group share loads: three side by side take less than twice the time of one. Few
+/// rows on many members are cut finer, so that all have work.
+fn tile(op: &PagedAttention, rows: usize, members: usize) -> Tile {
+    let group = op.heads / op.kv.heads;
+    let time = |heads: usize| {
+        let units = rows * (op.heads / heads);
+        units.div_ceil(members) * (2 + heads)
+    };
+    let together = (1..=group).rev().filter(|heads| group.is_multiple_of(*heads));
+    let heads = together.min_by_key(|heads| time(*heads)).unwrap_or(1);
+    Tile { rows: (rows / 16).clamp(1, 4), heads }
 }
 
 impl Task for PagedTask<'_> {
@@ -87,13 +97,17 @@ impl Blocks for PagedBlocks<'_> {
 
     #[inline(always)]
     fn open<S: Isa>(&mut self, _: S, index: usize, _: usize) -> PagedBlock {
-        let block = self.blocks.at(self.span, index * BLOCK_TOKENS, self.head);
-        PagedBlock { block, head_dim: self.blocks.head_dim() }
+        let last = self.span.blocks.len() - 1;
+        let [block, next] = [index, last.min(index + 1)]
+            .map(|index| self.blocks.at(self.span, index * BLOCK_TOKENS, self.head));
+        PagedBlock { block, next, head_dim: self.blocks.head_dim() }
     }
 }
 
 struct PagedBlock {
     block: HeadBlock,
+    /// Where attention goes next: blocks are too short for the processor to see a stream.
+    next: HeadBlock,
     head_dim: usize,
 }
 
@@ -101,9 +115,13 @@ impl Block for PagedBlock {
     #[inline(always)]
     fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
         debug_assert!(d < self.head_dim);
-        // SAFETY: a head's keys are `[head_dim][32]`; only earlier ops write KV.
+        let at = d * BLOCK_TOKENS;
+        // SAFETY: a head's keys are `[head_dim][32]`, its values as many; only earlier ops write
+        // KV.
         unsafe {
-            let keys = self.block.keys.add(d * BLOCK_TOKENS);
+            s.prefetch(self.next.keys.add(at));
+            s.prefetch(self.next.values.add(at));
+            let keys = self.block.keys.add(at);
             [s.read_half(keys), s.read_half(keys.add(LANES))]
         }
     }
