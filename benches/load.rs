@@ -2,6 +2,9 @@
 //! Prints tokens a second, first-token and inter-token times at 1 to 16 streams, embeddings a
 //! second, and what chat and embeddings keep of their speed when both run at once.
 
+#![allow(clippy::unwrap_used, reason = "a broken measurement fails by it")]
+#![allow(clippy::print_stdout, reason = "the table is the result")]
+
 #[path = "../tests/it/server.rs"]
 #[allow(dead_code, reason = "tests use the rest")]
 mod server;

@@ -1,5 +1,5 @@
-//! The CPU kernel sets. Op bodies are written once, over 16 lanes ([`isa::Isa`]), and compiled
-//! for each instruction set, so that all sets give the same bits. Only what [`isa::Isa`] asks for
+//! The CPU kernel sets. Op bodies are written once, over 16 lanes (`isa::Isa`), and compiled
+//! for each instruction set, so that all sets give the same bits. Only what `isa::Isa` asks for
 //! is written by hand for each; `scalar.rs` spells it out.
 
 #[cfg(target_arch = "x86_64")]
