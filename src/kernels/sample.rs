@@ -47,6 +47,8 @@ impl Sampler {
     pub fn sample(&mut self, logits: &[f32], sampling: &Sampling, position: u32) -> TokenId {
         let greedy = sampling.temperature <= 0.0 || sampling.temperature.is_nan();
         self.weights.resize(logits.len(), 0);
+        self.keys.clear();
+        self.keys.reserve(logits.len());
         let temperature = (!greedy).then_some(sampling.temperature);
         let result = Mutex::new((self.weights.as_mut_slice(), f32::NEG_INFINITY));
         let weigh = Weigh { logits, temperature, result };
