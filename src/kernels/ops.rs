@@ -210,12 +210,12 @@ pub struct RopeStore {
 /// Causal attention over KV blocks: row at position p sees positions `0..=p`.
 ///
 /// Scores: for each position two chains of fused multiply-adds, over even and over odd dimensions
-/// in ascending order, added, times `scale`. Softmax is online by block of 32 positions: `peak` is the new maximum,
-/// `rescale = exp(old peak - peak)`, `weight = exp(score - peak)` by the shared polynomial;
-/// 32 lane sums by `fma(total, rescale, weight)`; each output is multiplied by `rescale`, then
-/// values are added in ascending position by `fma(weight, value, output)`. At the end lane sums i
-/// and i + 16 are added, then pairwise, and outputs multiplied by `1 / total`. `head_dim` is a
-/// multiple of 16, at most 256; of 32 for 8-bit output.
+/// in ascending order, added, times `scale`. Softmax is online by block of 32 positions: `peak`
+/// is the new maximum, `rescale = exp(old peak - peak)`, `weight = exp(score - peak)` by the
+/// shared polynomial; 32 lane sums by `fma(total, rescale, weight)`; each output is multiplied by
+/// `rescale`, then values are added in ascending position by `fma(weight, value, output)`. At the
+/// end lane sums i and i + 16 are added, then pairwise, and outputs multiplied by `1 / total`.
+/// `head_dim` is a multiple of 16, at most 256; of 32 for 8-bit output.
 #[derive(Debug, Clone)]
 pub struct PagedAttention {
     /// As in [`RopeStore`]; only q is read.

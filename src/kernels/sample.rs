@@ -5,6 +5,9 @@
 //! same in any order, so filters and draws need no agreed order of additions and no sort. What is
 //! less likely than 2^-31 of the most likely token is never drawn.
 
+#![allow(unsafe_code)]
+
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::kernels::cpu::isa::{Isa, LANES, Set, SetKind, Task};
@@ -44,6 +47,8 @@ impl Sampler {
     pub fn sample(&mut self, logits: &[f32], sampling: &Sampling, position: u32) -> TokenId {
         let greedy = sampling.temperature <= 0.0 || sampling.temperature.is_nan();
         self.weights.resize(logits.len(), 0);
+        self.keys.clear();
+        self.keys.reserve(logits.len());
         let temperature = (!greedy).then_some(sampling.temperature);
         let result = Mutex::new((self.weights.as_mut_slice(), f32::NEG_INFINITY));
         let weigh = Weigh { logits, temperature, result };
@@ -53,23 +58,13 @@ impl Sampler {
             return logits.iter().position(|logit| *logit == peak).unwrap_or(0) as TokenId;
         }
         let floor = self.floor(sampling);
-        let kept =
-            self.weights.iter().enumerate().filter(|(id, weight)| key(*id, **weight) >= floor);
-        let total: u64 = kept.clone().map(|(_, weight)| u64::from(*weight)).sum();
-        let product = u128::from(draw(sampling, position)) * u128::from(total);
-        let mut rest = (product >> 64) as u64;
-        for (id, weight) in kept {
-            match rest.checked_sub(u64::from(*weight)) {
-                Some(less) => rest = less,
-                None => return id as TokenId,
-            }
-        }
-        unreachable!("the draw is below the sum of all weights")
+        let product = u128::from(draw(sampling, position)) * u128::from(self.mass(floor));
+        self.at((product >> 64) as u64, floor)
     }
 
     /// The least key that the filters keep.
     fn floor(&mut self, sampling: &Sampling) -> Key {
-        let mut floor = key(usize::MAX, 1);
+        let mut floor = least_key(1);
         let top_k = sampling.top_k as usize;
         if top_k > 0 && top_k < self.weights.len() {
             floor = floor.max(self.nth_key(top_k));
@@ -80,35 +75,30 @@ impl Sampler {
         if sampling.min_p > 0.0 {
             // Exact: both factors have 24 significant bits at most.
             let least = (f64::from(sampling.min_p) * f64::from(ONE)).ceil() as u32;
-            floor = floor.max(key(usize::MAX, least.min(ONE)));
+            floor = floor.max(least_key(least.min(ONE)));
         }
         floor
     }
 
     /// The `count`-th largest key.
     fn nth_key(&mut self, count: usize) -> Key {
-        let enough =
-            |least| self.weights.iter().filter(|weight| **weight >= least).count() >= count;
-        let least = falling().find(|least| enough(*least)).unwrap_or(1);
-        self.collect(key(usize::MAX, least));
-        let Some(index) = self.keys.len().checked_sub(count) else { return key(usize::MAX, 1) };
+        let enough = |least: &u32| self.census(0..self.weights.len(), *least).count >= count;
+        let least = falling().find(enough).unwrap_or(1);
+        self.collect(least_key(least));
+        let Some(index) = self.keys.len().checked_sub(count) else { return least_key(1) };
         *self.keys.select_nth_unstable(index).1
     }
 
     /// The least key of the smallest set of largest keys that holds `share` of the weight of all
     /// keys from `floor` on.
     fn nucleus(&mut self, floor: Key, share: f32) -> Key {
-        let mass = |floor: Key| -> u64 {
-            let weights = self.weights.iter().enumerate();
-            weights.map(|(id, w)| if key(id, *w) >= floor { u64::from(*w) } else { 0 }).sum()
-        };
-        let total = mass(floor);
+        let total = self.mass(floor);
         // A product of two f64, rounded once: the same on every machine.
         let share = f64::from(share.max(0.0)) * total as f64;
         let mut need = (share.ceil() as u64).clamp(1, total);
-        let enough = |least: &u32| mass(floor.max(key(usize::MAX, *least))) >= need;
+        let enough = |least: &u32| self.mass(floor.max(least_key(*least))) >= need;
         let least = falling().find(enough).unwrap_or(1);
-        self.collect(floor.max(key(usize::MAX, least)));
+        self.collect(floor.max(least_key(least)));
         // Halves the candidates until the one is left that fills the share.
         let mut keys = self.keys.as_mut_slice();
         loop {
@@ -129,9 +119,62 @@ impl Sampler {
     /// Makes candidates of all keys from `floor` on.
     fn collect(&mut self, floor: Key) {
         self.keys.clear();
-        let keys = self.weights.iter().enumerate().map(|(id, weight)| key(id, *weight));
-        self.keys.extend(keys.filter(|key| *key >= floor));
+        for (least, ids) in self.parts(floor) {
+            for block in blocks(ids) {
+                if self.census(block.clone(), least).count > 0 {
+                    let keys = block.map(|id| key(id, self.weights[id]));
+                    self.keys.extend(keys.filter(|key| *key >= floor));
+                }
+            }
+        }
     }
+
+    /// Weight of all keys from `floor` on.
+    fn mass(&self, floor: Key) -> u64 {
+        self.parts(floor).into_iter().map(|(least, ids)| self.census(ids, least).mass).sum()
+    }
+
+    /// The token that `rest` falls on, where all kept weights lie side by side by id.
+    fn at(&self, mut rest: u64, floor: Key) -> TokenId {
+        for (least, ids) in self.parts(floor) {
+            for block in blocks(ids) {
+                let mass = self.census(block.clone(), least).mass;
+                if rest >= mass {
+                    rest -= mass;
+                    continue;
+                }
+                for id in block.filter(|id| self.weights[*id] >= least) {
+                    match rest.checked_sub(u64::from(self.weights[id])) {
+                        Some(less) => rest = less,
+                        None => return id as TokenId,
+                    }
+                }
+            }
+        }
+        unreachable!("the draw is below the sum of all weights")
+    }
+
+    /// What is kept from `floor` on, as two ranges of ids and the least weight in each: of equal
+    /// weights only lower ids are kept.
+    fn parts(&self, floor: Key) -> [(u32, Range<usize>); 2] {
+        let (weight, last) = (weight_of(floor) as u32, !(floor as u32));
+        let end = self.weights.len();
+        let cut = end.min((last as usize).saturating_add(1));
+        [(weight, 0..cut), (weight + 1, cut..end)]
+    }
+
+    /// Sum and number of weights from `least` on.
+    fn census(&self, ids: Range<usize>, least: u32) -> Census {
+        let task = Count { weights: &self.weights[ids], least, result: Mutex::default() };
+        self.set.run(&task, 0..1);
+        task.result.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Pieces of a range that are looked at closely if a census says so.
+fn blocks(ids: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    const BLOCK: usize = 512;
+    ids.clone().step_by(BLOCK).map(move |start| start..ids.end.min(start + BLOCK))
 }
 
 /// Orders tokens by weight, of equal ones the lower id first: the weight, then the id's complement.
@@ -139,6 +182,11 @@ type Key = u64;
 
 fn key(id: usize, weight: u32) -> Key {
     u64::from(weight) << 32 | u64::from(!(id as u32))
+}
+
+/// Below every key of this weight, above every key of less.
+fn least_key(weight: u32) -> Key {
+    u64::from(weight) << 32
 }
 
 fn weight_of(key: Key) -> u64 {
@@ -163,7 +211,7 @@ impl Task for Weigh<'_> {
     }
 
     #[inline(always)]
-    fn run<S: Isa>(&self, s: S, _: std::ops::Range<usize>) {
+    fn run<S: Isa>(&self, s: S, _: Range<usize>) {
         let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
         let (whole, rest) = self.logits.as_chunks::<LANES>();
         let mut last = [f32::NEG_INFINITY; LANES];
@@ -190,15 +238,72 @@ impl Task for Weigh<'_> {
     }
 }
 
-/// `e^x × 2^30`, rounded down; 0 for NaN. `x` is at most 0.
+/// Counts the weights from `least` on.
+struct Count<'a> {
+    weights: &'a [u32],
+    least: u32,
+    result: Mutex<Census>,
+}
+
+#[derive(Default)]
+struct Census {
+    mass: u64,
+    count: usize,
+}
+
+impl Task for Count<'_> {
+    fn units(&self) -> usize {
+        1
+    }
+
+    #[inline(always)]
+    fn run<S: Isa>(&self, _: S, _: Range<usize>) {
+        let mut census = Census::default();
+        for weights in self.weights.chunks(CENSUS) {
+            // Whole numbers have one sum in any order, so this is left to the compiler to turn
+            // into vectors. It does where all lanes are 32 bits wide: halves are added apart.
+            let mut sums = [[0; LANES]; 3];
+            let (whole, rest) = weights.as_chunks::<LANES>();
+            for lanes in whole {
+                add(&mut sums, lanes, self.least);
+            }
+            let mut last = [0; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            add(&mut sums, &last, self.least);
+            let [low, high, count] =
+                sums.map(|lanes| lanes.into_iter().map(u64::from).sum::<u64>());
+            census.mass += low + (high << 16);
+            census.count += count as usize;
+        }
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = census;
+    }
+}
+
+/// Adds low halves, high halves and the number of the weights from `least` (at least 1) on.
+#[inline(always)]
+fn add([low, high, count]: &mut [[u32; LANES]; 3], weights: &[u32; LANES], least: u32) {
+    for i in 0..LANES {
+        let kept = if weights[i] >= least { weights[i] } else { 0 };
+        low[i] += kept & 0xFFFF;
+        high[i] += kept >> 16;
+        count[i] += u32::from(kept > 0);
+    }
+}
+
+/// Weights whose halves can be added in 16 lanes of 32 bits.
+const CENSUS: usize = 1 << 19;
+
+/// `e^x × 2^30`, rounded down; 0 for NaN, 2^30 where `x` is above 0.
 #[inline(always)]
 fn fixed<S: Isa>(s: S, x: S::F) -> [u32; LANES] {
     let nothing = s.splat(-100.0);
     let x = s.where_less(nothing, x, x, nothing);
+    let x = s.where_less(x, s.splat(0.0), x, s.splat(0.0));
     let weights = s.store(s.mul(math::exp(s, x), s.splat(ONE as f32)));
     let mut fixed = [0; LANES];
     for (fixed, weight) in fixed.iter_mut().zip(weights) {
-        *fixed = weight as u32;
+        // SAFETY: `exp` of at most 0 is at most 1, and never NaN since its argument is not.
+        *fixed = unsafe { weight.to_int_unchecked::<i32>() } as u32;
     }
     fixed
 }

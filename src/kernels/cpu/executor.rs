@@ -109,9 +109,7 @@ impl Executor {
         }
         Ok(())
     }
-}
 
-impl Executor {
     /// Chooses a token for each of `draws` from rows of `logits`, into the same place of `tokens`.
     /// Allocates for the first row of a larger vocabulary than before only.
     ///

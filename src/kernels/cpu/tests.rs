@@ -1,8 +1,6 @@
 //! Each op against an independent computation in f64, and bit for bit the same in every set, on
 //! any number of threads and in any company.
 
-#![allow(unsafe_code)]
-
 mod attention;
 mod linear;
 mod maths;
