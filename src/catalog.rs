@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use crate::config::values::nearest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ModelState, ModelTask};
 use crate::request::LaneId;
@@ -92,13 +93,8 @@ impl Catalog {
     fn not_found(&self, name: &str) -> Error {
         let known: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
         let shown: String = name.chars().take(80).collect();
-        let nearest = known.iter().min_by_key(|candidate| edit_distance(name, candidate));
-        let hint = match nearest {
-            Some(nearest) if edit_distance(name, nearest) <= nearest.len() / 2 => {
-                format!(" Did you mean '{nearest}'?")
-            }
-            _ => String::new(),
-        };
+        let hint = nearest(name, self.by_name.keys().map(String::as_str));
+        let hint = hint.map(|name| format!(" Did you mean '{name}'?")).unwrap_or_default();
         let list = known.join(", ");
         let message = format!("the model '{shown}' does not exist.{hint} Models here: {list}.");
         Error::new(ErrorKind::ModelNotFound, message).at("model")
@@ -164,21 +160,4 @@ impl Model {
         Error::new(ErrorKind::ModelLoading, message)
             .retry_after(std::time::Duration::from_millis(eta))
     }
-}
-
-/// Levenshtein distance, bounded to short names.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let a: Vec<char> = a.chars().take(64).collect();
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(ca != cb);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -34,7 +34,7 @@ pub type Delivery = Vec<(Sink, Event)>;
 /// Steps that may fail in a row before the device counts as dead.
 const FAILURES_MAX: u32 = 3;
 
-/// How often an idle engine looks up: bounds how late a deadline or a phase is seen.
+/// How often an engine looks up that has requests and nothing to do for them.
 const IDLE_TICK: Duration = Duration::from_millis(50);
 
 /// A model on its way into the running engine.
@@ -297,15 +297,17 @@ impl Engine {
         self.links.telemetry.publish(&self.load);
     }
 
-    /// Blocks until a request comes, the phase changes, or a tick has passed.
+    /// Blocks until a request comes or the phase changes; no longer than a tick while requests
+    /// wait, for their deadlines pass and their clients go.
     fn wait(&mut self) {
+        let idle = self.scheduler.is_idle();
         let Links { inbox, phase, .. } = &mut self.links;
         let runtime = tokio::runtime::Handle::current();
         let first = runtime.block_on(async {
             tokio::select! {
                 submission = inbox.recv() => submission,
                 _ = phase.changed() => None,
-                () = tokio::time::sleep(IDLE_TICK) => None,
+                () = tokio::time::sleep(IDLE_TICK), if !idle => None,
             }
         });
         if let Some(submission) = first {

@@ -8,6 +8,7 @@ mod cli;
 mod clients;
 mod drain;
 mod fixtures;
+mod formats;
 mod headers;
 mod models;
 mod prometheus;

@@ -14,6 +14,7 @@ use sconce::scheduler::step::{
     BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Seat, Span, Step,
 };
 use sconce::scheduler::{LaneConfig, LaneKind};
+use sconce::store::ModelFiles;
 use serde_json::Value;
 
 use crate::fixtures::{golden_json, model_files};
@@ -31,9 +32,14 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(model: &str, set: SetKind, threads: usize) -> Self {
-        let opened = residency::open(&model_files(model)).unwrap();
+        Self::over(&model_files(model), set, threads)
+    }
+
+    /// Over files of any origin.
+    pub(crate) fn over(files: &ModelFiles, set: SetKind, threads: usize) -> Self {
+        let opened = residency::open(files).unwrap();
         let wish = Wish {
-            name: model.into(),
+            name: "model".into(),
             weight: 1.0,
             context: Some(2048),
             seats: None,
