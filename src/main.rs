@@ -39,6 +39,7 @@ enum Command {
 // From sysexits.h.
 const USAGE: u8 = 64;
 const DATA: u8 = 65;
+const UNAVAILABLE: u8 = 69;
 const SOFTWARE: u8 = 70;
 const CONFIG: u8 = 78;
 
@@ -47,9 +48,13 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version arrive here too, and are no errors.
-            let code = if error.use_stderr() { USAGE } else { 0 };
-            let _ = error.print();
-            return code.into();
+            if !error.use_stderr() {
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            }
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            return fail(&format!("{line}; see sconce --help"), USAGE);
         }
     };
     let config = match load(&cli.flags, &Environment::current()) {
@@ -106,6 +111,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(StartError::Fetch(error)) => error.exit_code(),
         Some(StartError::Memory(_)) => CONFIG,
         Some(StartError::Load { .. } | StartError::Text { .. }) => DATA,
-        _ => SOFTWARE,
+        Some(StartError::Device(_)) => UNAVAILABLE,
+        None if error.root_cause().is::<std::io::Error>() => UNAVAILABLE,
+        Some(StartError::WarmUp { .. }) | None => SOFTWARE,
     }
 }

@@ -46,20 +46,29 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: Arc<Config>) -> anyhow::Result<ExitCode> {
-    let startup = startup(&config);
-    let telemetry = &startup.telemetry;
-    let lifecycle = Lifecycle::new(config.drain.grace, Arc::clone(telemetry));
+    let telemetry = telemetry(&config);
+    let lifecycle = Lifecycle::new(config.drain.grace, Arc::clone(&telemetry));
     signal::install(Arc::clone(&lifecycle)).context("cannot handle signals")?;
+
+    if config.cost.device_hourly_usd.is_none() {
+        tracing::warn!("no price, no cost metrics: cost.device_hourly_usd sets one");
+    }
+    let startup = Startup {
+        config: Arc::clone(&config),
+        catalog: Arc::new(catalog(&config)),
+        telemetry: Arc::clone(&telemetry),
+        lifecycle: Arc::clone(&lifecycle),
+    };
 
     let (inbox, submissions) = mpsc::channel(config.limits.queue_requests.max(1));
     let catalog = Arc::clone(&startup.catalog);
     let front =
-        Front::new(config.clone(), catalog, Arc::clone(telemetry), lifecycle.clone(), inbox);
+        Front::new(config.clone(), catalog, Arc::clone(&telemetry), lifecycle.clone(), inbox);
     let (open, doors) = watch::channel(lifecycle.phase());
     let servers = listen(&config, &front, &doors)?;
-    tokio::spawn(upkeep(Arc::clone(telemetry)));
+    tokio::spawn(upkeep(telemetry));
 
-    let engine = start_engine(startup.clone(), lifecycle.clone(), submissions)?;
+    let engine = start_engine(startup, submissions)?;
     let failure = tokio::spawn(watch_engine(engine, lifecycle.clone()));
     let summary = tokio::select! {
         summary = lifecycle.clone().run() => summary,
@@ -80,8 +89,8 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<ExitCode> {
     Ok(summary.exit_code.into())
 }
 
-/// The catalog and the counters, before anything is fetched.
-fn startup(config: &Arc<Config>) -> Startup {
+/// The models by name, before anything is fetched.
+fn catalog(config: &Config) -> Catalog {
     let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let created = created.unwrap_or_default().as_secs();
     let card = |manifest: &crate::config::manifest::Manifest| ModelCard {
@@ -91,17 +100,20 @@ fn startup(config: &Arc<Config>) -> Startup {
         created,
         owned_by: manifest.owned_by.clone().unwrap_or_else(|| "sconce".to_owned()),
     };
+    Catalog::new(config.manifests.iter().map(card).collect())
+}
+
+/// The counters: every series exists from here on.
+fn telemetry(config: &Config) -> Arc<Telemetry> {
     let models = config.manifests.iter().map(|manifest| (manifest.name.clone(), manifest.task));
-    let telemetry = Telemetry::new(Setup {
+    Telemetry::new(Setup {
         models: models.collect(),
         device_hourly_usd: config.cost.device_hourly_usd,
         device_share: config.device.share,
         config_hash: config.hash(),
         device_name: "cpu".to_owned(),
         ..Setup::default()
-    });
-    let catalog = Arc::new(Catalog::new(config.manifests.iter().map(card).collect()));
-    Startup { config: Arc::clone(config), catalog, telemetry }
+    })
 }
 
 /// Binds and serves both listeners; they answer 503 where models are needed until these are there.
@@ -111,8 +123,9 @@ fn listen(
     doors: &watch::Receiver<Phase>,
 ) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
     let bind = |name: &'static str, hosts: &[IpAddr], port: u16, limits: Limits| {
-        let server = Server::bind(hosts, port, limits)
-            .with_context(|| format!("cannot listen on port {port} ({name}.port)"))?;
+        let server = Server::bind(hosts, port, limits).with_context(|| {
+            format!("cannot listen on port {port}; {name}.port and {name}.host choose others")
+        })?;
         let address = server.addresses().first().map(ToString::to_string).unwrap_or_default();
         tracing::info!(listener = name, address, "listening");
         anyhow::Ok(server)
@@ -130,10 +143,10 @@ fn listen(
 /// how that went.
 fn start_engine(
     startup: Startup,
-    lifecycle: Arc<Lifecycle>,
     inbox: mpsc::Receiver<crate::request::Submission>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<Ending>>> {
     let (tell, ended) = oneshot::channel();
+    // Bounded by what is in flight: a request causes no more events than its channel holds.
     let (deliveries, delivered) = mpsc::unbounded_channel();
     tokio::spawn(fan_out(delivered));
     let (installer, installs) = std::sync::mpsc::channel();
@@ -141,7 +154,7 @@ fn start_engine(
         inbox,
         installs,
         deliveries,
-        phase: lifecycle.watch(),
+        phase: startup.lifecycle.watch(),
         telemetry: Arc::clone(&startup.telemetry),
     };
     let runtime = Handle::current();
@@ -150,7 +163,7 @@ fn start_engine(
         let progress = Progress::choose(startup.config.log.is_json());
         let Started { scheduler, runner, later } = startup.start(&progress)?;
         let engine = Engine::new(scheduler, runner, CPU_SLOTS, links);
-        lifecycle.models_ready();
+        startup.lifecycle.models_ready();
         tracing::info!(models = startup.catalog.models().len() - later.len(), "ready");
         if !later.is_empty() {
             std::thread::spawn(move || startup.load_later(later, &installer));

@@ -100,6 +100,13 @@ struct Wrong {
     message: String,
 }
 
+impl Manifest {
+    /// Bytes of all its files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+}
+
 impl FileSource {
     /// Reads one entry of `sources`.
     ///

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::engine::residency::LoadedModel;
-use crate::engine::runner::{Runner, StepError};
+use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::request::{LaneId, Micros, TokenId};
 use crate::scheduler::step::{Outcome, Output, SlotId, Step};
 
@@ -78,7 +78,8 @@ impl Runner for FakeRunner {
             Some(Fault::Panic) => panic!("told to panic"),
             Some(Fault::Step) => return Err(StepError::step("told to fail")),
             Some(Fault::Fatal) => {
-                return Err(StepError { message: "told to die".into(), fatal: true });
+                let message = "told to die".into();
+                return Err(StepError { message, kind: StepErrorKind::Fatal });
             }
             Some(Fault::Stall) => time += Duration::from_secs(1),
             None => {}

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::engine::residency::LoadedModel;
-use crate::engine::runner::{Runner, StepError};
+use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Phase;
 use crate::request::{Event, LaneId, Micros, RequestId, Sink, Submission, Task};
@@ -69,7 +69,7 @@ pub struct Engine {
     scheduler: Scheduler,
     runner: Box<dyn Runner>,
     links: Links,
-    live: HashMap<RequestId, Sink>,
+    live: HashMap<RequestId, Live>,
     slots: Vec<Slot>,
     depth: usize,
     spare: Vec<Step>,
@@ -78,6 +78,14 @@ pub struct Engine {
     gone: Vec<RequestId>,
     load: Load,
     failures: u32,
+}
+
+/// A request about which something is still to be said.
+struct Live {
+    sink: Sink,
+    lane: LaneId,
+    /// Device time charged for its rows so far.
+    busy: Micros,
 }
 
 /// An execution slot: its submitted, uncommitted steps in order.
@@ -116,6 +124,9 @@ impl Engine {
     pub fn run(mut self) -> Ending {
         let ending = catch_unwind(AssertUnwindSafe(|| self.turns()))
             .unwrap_or_else(|panic| Ending::Failed(format!("panic: {}", panic_text(&*panic))));
+        if matches!(ending, Ending::Failed(_)) {
+            self.links.telemetry.device_error("fatal");
+        }
         self.end_all(&ending);
         ending
     }
@@ -196,10 +207,14 @@ impl Engine {
     /// Ends the step's requests; the server goes on unless the device is dead.
     fn step_failed(&mut self, step: Step, error: &StepError) -> Result<(), String> {
         let lane = step.lane;
-        tracing::error!(%lane, step = step.id.0, fatal = error.fatal, %error, "step failed");
-        self.links.telemetry.device_error(if error.fatal { "fatal" } else { "step" });
+        let kind = error.kind.as_str();
+        tracing::error!(%lane, step = step.id.0, kind, %error, "step failed");
+        let fatal = error.kind == StepErrorKind::Fatal;
+        if !fatal {
+            self.links.telemetry.device_error(kind);
+        }
         self.failures += 1;
-        if error.fatal || self.failures >= FAILURES_MAX {
+        if fatal || self.failures >= FAILURES_MAX {
             return Err(error.to_string());
         }
         let told = Error::new(
@@ -212,7 +227,7 @@ impl Engine {
     }
 
     /// Tells telemetry what a committed step took and gave.
-    fn report(&self, step: &Step) {
+    fn report(&mut self, step: &Step) {
         let telemetry = &self.links.telemetry;
         let notes = self.scheduler.notes();
         for token in &notes.tokens {
@@ -229,6 +244,11 @@ impl Engine {
         let busy = Micros(elapsed.0 / busy_slots);
         let rows = step.rows() as u32;
         let part = |of: u32| Micros(busy.0 * u64::from(of) / u64::from(rows.max(1)));
+        for span in &step.spans {
+            if let Some(live) = self.live.get_mut(&span.request) {
+                live.busy = live.busy.plus(part(span.len() as u32));
+            }
+        }
         telemetry.step_finished(&StepReport {
             lane: step.lane,
             kind: step.kind,
@@ -260,14 +280,14 @@ impl Engine {
     fn admit(&mut self, submission: Submission) {
         let Submission { request, sink } = submission;
         let tokens = prompt_tokens(&request.task);
-        self.live.insert(request.id, sink);
+        self.live.insert(request.id, Live { sink, lane: request.lane, busy: Micros(0) });
         self.scheduler.admit(request);
         self.links.telemetry.received(1, tokens);
     }
 
     /// A receiver that is gone is a client that is gone.
     fn drop_cancelled(&mut self) {
-        let gone = self.live.iter().filter(|(_, sink)| sink.is_cancelled());
+        let gone = self.live.iter().filter(|(_, live)| live.sink.is_cancelled());
         self.gone.extend(gone.map(|(&id, _)| id));
         for id in self.gone.drain(..) {
             self.live.remove(&id);
@@ -283,7 +303,11 @@ impl Engine {
         let live = &mut self.live;
         let mut batch = Delivery::with_capacity(self.said.len());
         for (id, event) in self.said.drain(..) {
-            let sink = if event.is_terminal() { live.remove(&id) } else { live.get(&id).cloned() };
+            let sink = if event.is_terminal() {
+                live.remove(&id).map(|live| live.sink)
+            } else {
+                live.get(&id).map(|live| live.sink.clone())
+            };
             if let Some(sink) = sink {
                 batch.push((sink, event));
             }
@@ -332,10 +356,13 @@ impl Engine {
         self.links.inbox.close();
         while let Ok(Submission { request, sink }) = self.links.inbox.try_recv() {
             self.links.telemetry.received(1, prompt_tokens(&request.task));
-            self.live.insert(request.id, sink);
+            self.live.insert(request.id, Live { sink, lane: request.lane, busy: Micros(0) });
         }
-        let failed = |(_, sink)| (sink, Event::Failed(error.clone()));
-        let batch: Delivery = self.live.drain().map(failed).collect();
+        let mut batch = Delivery::with_capacity(self.live.len());
+        for (_, Live { sink, lane, busy }) in self.live.drain() {
+            self.links.telemetry.cut_off(lane, busy);
+            batch.push((sink, Event::Failed(error.clone())));
+        }
         let _ = self.links.deliveries.send(batch);
         self.load = Load::default();
         self.links.telemetry.publish(&self.load);
@@ -344,8 +371,10 @@ impl Engine {
 
 /// Runs `call`; a panic in it is a failed step, not a dead process.
 fn guarded<T>(call: impl FnOnce() -> Result<T, StepError>) -> Result<T, StepError> {
-    catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|panic| Err(StepError::step(format!("panic: {}", panic_text(&*panic)))))
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let message = format!("panic: {}", panic_text(&*panic));
+        Err(StepError { message, kind: StepErrorKind::Panic })
+    })
 }
 
 /// What a panic said.

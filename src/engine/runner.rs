@@ -34,13 +34,35 @@ pub trait Runner: Send {
 pub struct StepError {
     /// What happened.
     pub message: String,
+    /// How bad it is.
+    pub kind: StepErrorKind,
+}
+
+/// How bad a failed step is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepErrorKind {
+    /// This step is lost, the next may succeed.
+    Step,
+    /// So it is after a panic.
+    Panic,
     /// The device cannot be used any more: the process must end.
-    pub fatal: bool,
+    Fatal,
 }
 
 impl StepError {
     /// A failure that ends this step only.
     pub fn step(message: impl Into<String>) -> Self {
-        Self { message: message.into(), fatal: false }
+        Self { message: message.into(), kind: StepErrorKind::Step }
+    }
+}
+
+impl StepErrorKind {
+    /// As a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StepErrorKind::Step => "step",
+            StepErrorKind::Panic => "panic",
+            StepErrorKind::Fatal => "fatal",
+        }
     }
 }

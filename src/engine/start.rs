@@ -19,6 +19,7 @@ use crate::engine::warmup;
 use crate::kernels::builder::Capacity;
 use crate::kernels::cpu::executor::Executor;
 use crate::kernels::cpu::isa::SetKind;
+use crate::lifecycle::Lifecycle;
 use crate::model::ModelState;
 use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
@@ -36,6 +37,9 @@ pub const CPU_SLOTS: (u8, u8) = (1, 1);
 /// What a step of a model that has never run is taken to cost.
 const COST_GUESS: (Micros, Micros) = (Micros(2_000), Micros(200));
 
+/// How long a model whose files are there is expected to take.
+const LOAD_GUESS: Duration = Duration::from_secs(2);
+
 /// How fast a model is expected to come: a slow package registry, for `Retry-After`.
 const FETCH_BYTES_A_SECOND: u64 = 20 << 20;
 
@@ -48,6 +52,8 @@ pub struct Startup {
     pub catalog: Arc<Catalog>,
     /// Gets times.
     pub telemetry: Arc<Telemetry>,
+    /// Tells early requests when to come back.
+    pub lifecycle: Arc<Lifecycle>,
 }
 
 /// An engine's parts, ready to run, and the models that come later.
@@ -167,12 +173,17 @@ impl Startup {
 
     /// All files of all models, fetched side by side.
     fn fetch(&self, progress: &Progress) -> Result<Vec<ModelFiles>, StoreError> {
+        let eta = |manifest: &Manifest| {
+            LOAD_GUESS + Duration::from_secs(manifest.bytes() / FETCH_BYTES_A_SECOND)
+        };
+        let longest = self.config.manifests.iter().map(eta).max().unwrap_or_default();
+        self.lifecycle.set_eta(longest);
         let fetch = |manifest: &Manifest, model: &Model| {
             self.set_state(model, ModelState::Fetching);
-            let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
-            model.set_eta(Duration::from_secs(2 + bytes / FETCH_BYTES_A_SECOND));
+            model.set_eta(eta(manifest));
             let started = Instant::now();
             let files = ensure(manifest, &self.config.models, progress)?;
+            model.set_eta(LOAD_GUESS);
             self.telemetry.stage_finished(model.lane, "fetch", started.elapsed());
             Ok(files)
         };
@@ -221,13 +232,22 @@ impl Startup {
 
     /// The programs of the models that are wanted at once; none for the others.
     fn load(&self, lanes: &[Opening]) -> Result<Vec<Option<LoadedModel>>, StartError> {
+        self.lifecycle.set_eta(LOAD_GUESS);
         let mut loaded = Vec::new();
         for (lane, model) in lanes.iter().zip(self.catalog.models()) {
-            let load = || {
-                self.timed_load(model, &lane.opened, lane.lane.1)
-                    .map_err(|source| StartError::Load { model: model.name.clone(), source })
-            };
-            loaded.push(if lane.preload { Some(load()?) } else { None });
+            if !lane.preload {
+                loaded.push(None);
+                continue;
+            }
+            // The device waits for these weights: that is load time, not idle time.
+            let held = self.telemetry.occupy();
+            let started = Instant::now();
+            let ready = self
+                .timed_load(model, &lane.opened, lane.lane.1)
+                .map_err(|source| StartError::Load { model: model.name.clone(), source })?;
+            loaded.push(Some(ready));
+            self.telemetry.load_finished(model.lane, micros(started));
+            drop(held);
         }
         Ok(loaded)
     }
@@ -322,16 +342,23 @@ impl Startup {
         model: &Model,
         config: &LaneConfig,
     ) -> Result<(Micros, Micros), StartError> {
+        let held = self.telemetry.occupy();
         let started = Instant::now();
         let cost = warmup::measure(runner, model.lane, config)
             .map_err(|source| StartError::WarmUp { model: model.name.clone(), source })?;
         let elapsed = started.elapsed();
         self.telemetry.stage_finished(model.lane, "warm", elapsed);
-        self.telemetry.load_finished(model.lane, Micros(elapsed.as_micros() as u64));
+        self.telemetry.load_finished(model.lane, micros(started));
+        drop(held);
         let (fixed, row) = (cost.0.0, cost.1.0);
         tracing::debug!(model = model.name, fixed, row, "first step cost in microseconds");
         Ok(cost)
     }
+}
+
+/// Time since `started`.
+fn micros(started: Instant) -> Micros {
+    Micros(started.elapsed().as_micros() as u64)
 }
 
 /// Tokenizer, template and stop tokens, from wherever this model keeps them.

@@ -16,6 +16,7 @@ use super::health::{self, is_ready};
 use super::{Id, error};
 use crate::admission::Front;
 use crate::catalog::Model;
+use crate::config::manifest::Manifest;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Notice, Phase};
 use crate::model::ModelState;
@@ -33,6 +34,7 @@ pub(super) fn router() -> Router<Arc<Front>> {
         .route("/livez", get(health::live))
         .route("/readyz", get(ready))
         .route("/stats", get(stats))
+        .route("/config", get(config))
         .route("/drain", get(drain_state).post(drain))
 }
 
@@ -52,9 +54,27 @@ struct Readiness<'a> {
     models: BTreeMap<&'a str, ModelReadiness>,
 }
 
+/// One setting, as it took effect.
+#[derive(Serialize)]
+struct Setting<'a> {
+    value: &'a str,
+    source: String,
+}
+
+/// Every setting with its source. None is a secret.
+async fn config(State(front): State<Arc<Front>>) -> Response {
+    let values = front.config.values.iter();
+    let settings: BTreeMap<&str, Setting<'_>> = values
+        .map(|set| (set.key, Setting { value: &set.value, source: set.source.to_string() }))
+        .collect();
+    axum::Json(settings).into_response()
+}
+
 #[derive(Serialize)]
 struct ModelReadiness {
     state: &'static str,
+    /// Of its files.
+    bytes: u64,
     /// Until it answers; null when it does.
     eta_seconds: Option<f64>,
 }
@@ -65,7 +85,12 @@ async fn ready(State(front): State<Arc<Front>>) -> Response {
         let state = model.state();
         let answers = matches!(state, ModelState::Ready | ModelState::Evicted);
         let eta = if answers { None } else { model.loading().wait() };
-        ModelReadiness { state: state.as_str(), eta_seconds: eta.map(|eta| eta.as_secs_f64()) }
+        let manifest = front.config.manifests.get(model.lane.0 as usize);
+        ModelReadiness {
+            state: state.as_str(),
+            bytes: manifest.map_or(0, Manifest::bytes),
+            eta_seconds: eta.map(|eta| eta.as_secs_f64()),
+        }
     };
     let readiness = Readiness {
         phase: front.lifecycle.phase().as_str(),

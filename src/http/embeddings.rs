@@ -123,7 +123,8 @@ fn check_lengths(model: &Model, inputs: &[Arc<[TokenId]>]) -> Result<()> {
         return Ok(());
     };
     let length = inputs[index].len();
-    let message = format!("input {index} has {length} tokens; the model takes {limit}");
+    let message =
+        format!("input {index} has {length} tokens; the model takes {limit} (limits.context)");
     Err(Error::new(ErrorKind::ContextLengthExceeded, message).at("input"))
 }
 
@@ -142,7 +143,7 @@ impl Running {
             }
         };
         let numbers: usize = vectors.iter().map(Vec::len).sum();
-        // About 40 ns to print a number, 2 ns to copy one into base64.
+        // Printing numbers is CPU work; copying them into base64 hardly is.
         let expected = Micros(numbers as u64 / if self.base64 { 500 } else { 25 });
         front.heavy(expected, move || Ok((self.json(&vectors, usage)?, usage))).await
     }

@@ -71,7 +71,8 @@ impl Params {
                 None => String::new(),
             };
             let message = format!(
-                "the prompt has {length} tokens{asked}; the model's context is {context} tokens"
+                "the prompt has {length} tokens{asked}; the model's context is {context} tokens \
+                 (limits.context)"
             );
             return Err(Error::new(ErrorKind::ContextLengthExceeded, message));
         }

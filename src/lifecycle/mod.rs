@@ -2,7 +2,6 @@
 //! pure; `signal.rs` turns signals into events. Knows no HTTP and no device.
 
 mod flight;
-pub mod notice;
 pub mod phase;
 pub mod signal;
 pub mod summary;

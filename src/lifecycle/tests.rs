@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::notice::{FileNotice, NoticeSource};
 use super::*;
 use crate::telemetry::Setup;
 
@@ -332,26 +331,6 @@ async fn a_second_signal_ends_the_lingering() {
     });
     assert_eq!(lingered(&life, 20).await, 2);
     impatient.await.unwrap();
-}
-
-#[test]
-fn a_file_is_a_notice_for_as_long_as_it_is_there() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("drain");
-    let mut source = FileNotice { path: path.clone(), within: Some(Duration::from_secs(9)) };
-    assert_eq!(source.check(), None);
-    std::fs::write(&path, "").unwrap();
-    let notice = Notice { source: "file", within: source.within, terminate: false };
-    assert_eq!(source.check(), Some(notice));
-    let (life, _) = ready();
-    notice::watch(source, Duration::from_millis(1), Arc::clone(&life)).unwrap();
-    let begun = std::time::Instant::now();
-    while life.phase() != Phase::LameDuck {
-        assert!(begun.elapsed() < Duration::from_secs(5), "the file was not seen");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert!(life.remaining().unwrap() <= Duration::from_secs(9));
-    life.engine_failed(); // Ends the thread.
 }
 
 /// Real signals to this process: the first begins a drain, the second ends it.

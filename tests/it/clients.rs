@@ -1,4 +1,4 @@
-//! Real clients, unchanged, in a Python environment of the test's own.
+//! Real clients, unchanged, from packages of the test's own.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,29 +13,31 @@ fn run(command: &mut Command) -> String {
     text
 }
 
-/// The interpreter of an environment that has the clients, made on first use and kept in the
-/// target folder under the requirements' own name.
-fn python() -> PathBuf {
+/// A folder with the clients' packages, filled on first use and kept in the target folder under
+/// the requirements' own name.
+fn packages() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let requirements = root.join("tests/clients/requirements.txt");
     let pinned = std::fs::read_to_string(&requirements).unwrap();
     let name = pinned.trim().replace(['=', '\n', ' '], "-");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("clients-{name}"));
-    let interpreter = folder.join("bin/python");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("packages-{name}"));
     let done = folder.join("done");
     if !done.exists() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder));
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"];
-        run(Command::new(&interpreter).args(pip).arg(&requirements));
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        let mut install = Command::new("python3");
+        run(install.args(pip).arg("--target").arg(&folder).arg("-r").arg(&requirements));
         std::fs::write(done, "").unwrap();
     }
-    interpreter
+    folder
 }
 
 #[test]
 fn the_openai_sdk_works_unchanged() {
     let server = Server::start(&[]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/openai_sdk.py");
-    let told = run(Command::new(python()).arg(script).arg(server.url("/v1")));
+    let told = run(Command::new("python3")
+        .env("PYTHONPATH", packages())
+        .arg(script)
+        .arg(server.url("/v1")));
     assert_eq!(told.trim(), "all is well");
 }

@@ -18,7 +18,7 @@ fn setting(name: &str, default: u64) -> u64 {
 fn every_request_ends_once_with_the_text_it_has_alone() {
     let first = setting("SCONCE_SIM_FIRST", 0);
     let mut total = Fate::default();
-    for seed in first..first + setting("SCONCE_SIM_SEEDS", 1500) {
+    for seed in first..first + setting("SCONCE_SIM_SEEDS", 3000) {
         let fate = std::panic::catch_unwind(|| World::new(seed).run());
         total.add(&fate.unwrap_or_else(|cause| {
             eprintln!("simulation failed at seed {seed}");
