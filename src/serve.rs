@@ -25,6 +25,9 @@ use crate::telemetry::{Setup, Telemetry};
 /// How often the metrics crate wants to tidy up.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// The summary's exit code when the engine died, or never came to life.
+const ENGINE_FAILED: u8 = 4;
+
 /// Threads for HTTP and tokenising. The device's threads come on top.
 const WORKERS_MAX: usize = 4;
 
@@ -77,11 +80,13 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<ExitCode> {
     // Both listeners answer while a last scrape is awaited: a closed port is a 502 at a proxy.
     lifecycle.linger(config.drain.linger).await;
     open.send_replace(Phase::Stopped);
+    // Said before the last connections are waited for: a client that does not read must not cost
+    // the summary.
+    writeln!(std::io::stdout(), "{}", summary.to_json()).ok();
     for server in servers {
         let _ = server.await;
     }
-    writeln!(std::io::stdout(), "{}", summary.to_json()).ok();
-    if failure.is_finished()
+    if summary.exit_code == ENGINE_FAILED
         && let Ok(Err(error)) = failure.await
     {
         return Err(error);
@@ -157,10 +162,11 @@ fn start_engine(
         phase: startup.lifecycle.watch(),
         telemetry: Arc::clone(&startup.telemetry),
     };
+    let progress = Arc::new(Progress::choose(startup.config.log.is_json()));
+    tokio::spawn(stop_fetching(startup.lifecycle.watch(), Arc::clone(&progress)));
     let runtime = Handle::current();
     let run = move || {
         let _entered = runtime.enter();
-        let progress = Progress::choose(startup.config.log.is_json());
         let Started { scheduler, runner, later } = startup.start(&progress)?;
         let engine = Engine::new(scheduler, runner, CPU_SLOTS, links);
         startup.lifecycle.models_ready();
@@ -190,6 +196,7 @@ async fn watch_engine(
             Ok(())
         }
         Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the engine cannot start");
             lifecycle.engine_failed();
             Err(error)
         }
@@ -205,6 +212,12 @@ async fn follow(mut phases: watch::Receiver<Phase>, doors: &watch::Sender<Phase>
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// A download has no place in a process that is about to end.
+async fn stop_fetching(mut phases: watch::Receiver<Phase>, progress: Arc<Progress>) {
+    let _ = phases.wait_for(|phase| *phase >= Phase::Closing).await;
+    progress.stop();
 }
 
 async fn upkeep(telemetry: Arc<Telemetry>) {

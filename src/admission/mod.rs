@@ -270,8 +270,8 @@ fn check_characters(
         return Ok(());
     }
     let message = format!(
-        "input {index} has {characters} characters; the model takes {limit} tokens (limits.context), \
-         and no more than {most} characters are looked at"
+        "input {index} has {characters} characters; the model takes {limit} tokens \
+         (limits.context), and no more than {most} characters are looked at"
     );
     Err(Error::new(ErrorKind::ContextLengthExceeded, message))
 }

@@ -183,7 +183,8 @@ impl Drop for Ticket {
             }
         });
         self.report(ended);
-        if let (Some(in_flight), Ended::Failed(ErrorKind::Cut)) = (&mut self.in_flight, ended) {
+        let cut = matches!(ended, Ended::Failed(ErrorKind::Cut | ErrorKind::DeviceFailed));
+        if let (Some(in_flight), true) = (&mut self.in_flight, cut) {
             in_flight.cut();
         }
     }

@@ -33,9 +33,23 @@ fn cgroup_limit() -> Option<u64> {
     (limit < 1 << 60).then_some(limit)
 }
 
+/// What the control group holds, without what the system would give back: cached file pages, of
+/// which reading a model leaves as many as its weights.
 fn cgroup_use() -> Option<u64> {
     let files = ["/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"];
-    files.iter().find_map(|file| number(file))
+    let stats = ["/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat"];
+    let used = files.iter().find_map(|file| number(file))?;
+    let stat = stats.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+    Some(used.saturating_sub(cached(&stat)))
+}
+
+/// Bytes of cached file pages in a `memory.stat`.
+fn cached(stat: &str) -> u64 {
+    let value = |key: &str| -> u64 {
+        let line = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    };
+    value("inactive_file") + value("active_file")
 }
 
 fn number(file: &str) -> Option<u64> {
@@ -51,6 +65,13 @@ mod tests {
         let text = "MemTotal:       24657456 kB\nMemFree:  1 kB\nMemAvailable:   23000000 kB\n";
         assert_eq!(parse_meminfo(text, "MemTotal:"), Some(24_657_456 * 1024));
         assert_eq!(parse_meminfo(text, "Missing:"), None);
+    }
+
+    #[test]
+    fn cached_file_pages_are_not_in_use() {
+        let stat = "anon 5\nfile 90\nactive_file 30\ninactive_file 40\nslab 7\n";
+        assert_eq!(cached(stat), 70);
+        assert_eq!(cached(""), 0);
     }
 
     #[test]

@@ -38,7 +38,15 @@ const FAILURES_MAX: u32 = 3;
 const IDLE_TICK: Duration = Duration::from_millis(50);
 
 /// A model on its way into the running engine.
-pub type Install = (LaneId, LoadedModel);
+#[derive(Debug)]
+pub struct Install {
+    /// Its lane.
+    pub lane: LaneId,
+    /// Ready to run.
+    pub model: LoadedModel,
+    /// Told whether it is in.
+    pub installed: std::sync::mpsc::Sender<Result<(), StepError>>,
+}
 
 /// What connects the engine to the rest.
 #[derive(Debug)]
@@ -263,10 +271,9 @@ impl Engine {
     }
 
     fn install(&mut self) {
-        while let Ok((lane, model)) = self.links.installs.try_recv() {
-            if let Err(error) = self.runner.install(lane, model) {
-                tracing::error!(%lane, %error, "model cannot be installed");
-            }
+        while let Ok(Install { lane, model, installed }) = self.links.installs.try_recv() {
+            // Whoever loads models waits for the answer; without anybody it does not matter.
+            let _ = installed.send(self.runner.install(lane, model));
         }
     }
 
@@ -353,8 +360,10 @@ impl Engine {
             ),
         };
         self.deliver();
+        // A sender that has a permit may still deliver: only the end of the channel is the end.
         self.links.inbox.close();
-        while let Ok(Submission { request, sink }) = self.links.inbox.try_recv() {
+        let runtime = tokio::runtime::Handle::current();
+        while let Some(Submission { request, sink }) = runtime.block_on(self.links.inbox.recv()) {
             self.links.telemetry.received(1, prompt_tokens(&request.task));
             self.live.insert(request.id, Live { sink, lane: request.lane, busy: Micros(0) });
         }

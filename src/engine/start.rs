@@ -154,11 +154,17 @@ impl Startup {
                     continue;
                 }
             };
-            // The engine has ended: nobody will be served any more.
-            if install.send((lane, loaded)).is_err() {
-                return;
+            let (installed, answer) = std::sync::mpsc::channel();
+            let sent = install.send(Install { lane, model: loaded, installed });
+            match sent.ok().and_then(|()| answer.recv().ok()) {
+                Some(Ok(())) => self.set_state(model, ModelState::Ready),
+                Some(Err(error)) => {
+                    tracing::error!(model = model.name, %error, "model cannot be installed");
+                    self.set_state(model, ModelState::Failed);
+                }
+                // The engine has ended: nobody will be served any more.
+                None => return,
             }
-            self.set_state(model, ModelState::Ready);
         }
     }
 
@@ -215,6 +221,14 @@ impl Startup {
             let what = format!("its manifest says task '{says}', its files are for '{is}'");
             return Err(StartError::Text { model: name(), what });
         }
+        let text =
+            read_text(&opened, files).map_err(|what| StartError::Text { model: name(), what })?;
+        let known = (text.tokenizer.vocab_size(), opened.outline.output_width);
+        if opened.outline.kv.is_some() && known.0 > known.1 {
+            let (tokens, rows) = known;
+            let what = format!("its tokenizer has {tokens} tokens, its embedding {rows} rows");
+            return Err(StartError::Text { model: name(), what });
+        }
         let wish = Wish {
             name: name(),
             weight: manifest.weight,
@@ -223,8 +237,6 @@ impl Startup {
             weight_bytes: opened.weight_bytes(),
         };
         let capacity = budget::capacity(&opened.outline, &wish);
-        let text =
-            read_text(&opened, files).map_err(|what| StartError::Text { model: name(), what })?;
         model.set_text(text, capacity.context as u32);
         let lane = (opened.outline, capacity);
         Ok(Opening { opened, wish, lane, preload: manifest.preload })
@@ -283,7 +295,8 @@ impl Startup {
         let limit = self.config.device.memory_limit;
         let workspaces = loaded.iter().flatten().map(|model| model.program.workspace_bytes as u64);
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
-        let by_default = (total / 10 * 9).min((available + weights).saturating_sub(512 << 20));
+        let by_default =
+            (total / 10 * 9).min(available.saturating_add(weights).saturating_sub(512 << 20));
         let mut ledger = Ledger {
             weights,
             kv: 0,

@@ -24,7 +24,11 @@ pub fn measure(
     lane: LaneId,
     config: &LaneConfig,
 ) -> Result<(Micros, Micros), StepError> {
-    let rows = ROWS.min(config.rows_max as usize);
+    let longest = match config.kind {
+        LaneKind::Generate { context, .. } => context.min(config.rows_max),
+        LaneKind::Encode => config.rows_max,
+    };
+    let rows = ROWS.min(longest as usize);
     let mut small = Micros(u64::MAX);
     let mut large = Micros(u64::MAX);
     for _ in 0..ROUNDS {

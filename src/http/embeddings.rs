@@ -119,6 +119,10 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
 
 fn check_lengths(model: &Model, inputs: &[Arc<[TokenId]>]) -> Result<()> {
     let limit = model.context() as usize;
+    if let Some(index) = inputs.iter().position(|input| input.is_empty()) {
+        let message = format!("input {index} has no tokens; at least 1 is needed");
+        return Err(Error::invalid("input", message));
+    }
     let Some(index) = inputs.iter().position(|input| input.len() > limit) else {
         return Ok(());
     };

@@ -16,6 +16,7 @@ fn the_api_answers() {
     embeddings_are_the_same_in_every_form(&server);
     mistakes_are_told_with_value_and_limit(&server);
     the_models_are_listed(&server);
+    operators_see_settings_and_sizes(&server);
 }
 
 const CHAT: &str = "/v1/chat/completions";
@@ -167,4 +168,21 @@ fn the_models_are_listed(server: &Server) {
     let names: Vec<&str> =
         list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(names, ["all-minilm-l6-v2", "smollm2-135m-instruct"]);
+}
+
+fn operators_see_settings_and_sizes(server: &Server) {
+    let ask = |path: &str| -> Value {
+        let (status, text) = get(&server.admin_url(path));
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
+    };
+    let config = ask("/config");
+    assert_eq!(config["server.port"]["value"], "0", "{config}");
+    assert_eq!(config["server.port"]["source"], "flag --port");
+    assert_eq!(config["limits.queue_requests"]["source"], "default");
+    let ready = ask("/readyz");
+    assert_eq!(ready["models"]["smollm2-135m-instruct"]["bytes"], 98_362_432, "{ready}");
+    // Weights and warm-up are load time of their model.
+    let loaded = "sconce_device_load_seconds_total{model=\"smollm2-135m-instruct\"}";
+    assert!(server.metric(loaded) > 0.01);
 }

@@ -75,8 +75,11 @@ async fn probes_follow_the_phase_and_the_engine() {
     assert_eq!(status("/v2/models/tiny").await, 404);
     let readiness = app.admin(get("/readyz")).await.json();
     assert_eq!(readiness["phase"], "ready");
-    assert_eq!(readiness["models"]["late"], json!({"state": "loading", "eta_seconds": 7.0}));
-    assert_eq!(readiness["models"]["tiny"], json!({"state": "ready", "eta_seconds": null}));
+    // No manifests here, so no files and no bytes.
+    let late = json!({"state": "loading", "bytes": 0, "eta_seconds": 7.0});
+    assert_eq!(readiness["models"]["late"], late);
+    let tiny = json!({"state": "ready", "bytes": 0, "eta_seconds": null});
+    assert_eq!(readiness["models"]["tiny"], tiny);
     drop(inbox);
     assert_eq!(status("/livez").await, 503);
     assert_eq!(status("/readyz").await, 503);
