@@ -56,16 +56,6 @@ impl Region {
         Ok(Self { start, bytes })
     }
 
-    /// A region that holds a copy of `bytes`.
-    ///
-    /// # Errors
-    /// As [`Region::new`].
-    pub fn copy_of(bytes: &[u8]) -> io::Result<Self> {
-        let mut region = Self::new(bytes.len())?;
-        region.as_bytes_mut().copy_from_slice(bytes);
-        Ok(region)
-    }
-
     /// Size in bytes.
     pub fn len(&self) -> usize {
         self.bytes

@@ -24,8 +24,6 @@ const KV_BYTES_DEFAULT: u64 = 512 << 20;
 /// What the manifest says about a lane.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// The model's name, for messages.
-    pub name: String,
     /// Share of the device.
     pub weight: f64,
     /// Longest sequence; none: what the model was made for.
@@ -192,8 +190,7 @@ mod tests {
     #[test]
     fn the_guarantee_is_one_request_of_the_longest_context() {
         let lane = lane(Some(SMOLLM2), 8192);
-        let wish =
-            Wish { name: "m".into(), weight: 1.0, context: None, seats: None, weight_bytes: 0 };
+        let wish = Wish { weight: 1.0, context: None, seats: None, weight_bytes: 0 };
         let config = lane_config(&lane, &wish, 128 << 10, (Micros(1), Micros(1)));
         let LaneKind::Generate { blocks_per_page, guaranteed_groups, .. } = config.kind else {
             panic!("a generator");

@@ -230,7 +230,6 @@ impl Startup {
             return Err(StartError::Text { model: name(), what });
         }
         let wish = Wish {
-            name: name(),
             weight: manifest.weight,
             context: manifest.limits.context,
             seats: manifest.limits.seats,

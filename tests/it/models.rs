@@ -39,7 +39,6 @@ impl Bench {
     pub(crate) fn over(files: &ModelFiles, set: SetKind, threads: usize) -> Self {
         let opened = residency::open(files).unwrap();
         let wish = Wish {
-            name: "model".into(),
             weight: 1.0,
             context: Some(2048),
             seats: None,
