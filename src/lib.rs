@@ -28,5 +28,8 @@ pub mod admission;
 pub mod http;
 
 // D. whole.
+pub mod table;
+pub mod models;
+pub mod check;
 pub mod pull;
 pub mod serve;

@@ -4,14 +4,14 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use sconce::config::error::ConfigError;
 use sconce::config::flags::Flags;
 use sconce::config::load::{Environment, load};
 use sconce::config::{Config, Log};
 use sconce::engine::start::StartError;
 use sconce::store::progress::Progress;
-use sconce::{pull, serve};
+use sconce::{check, models, pull, serve};
 use tracing_subscriber::EnvFilter;
 
 /// Many models, one device, one queue: an inference server for GPUs that are shared and may vanish.
@@ -34,6 +34,36 @@ enum Command {
         /// Names of models; all if none is given
         models: Vec<String>,
     },
+    /// List the models, and what of them is on this machine
+    Models {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show the effective configuration and what would keep it from serving; fetches nothing
+    Check {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, clap::Args)]
+struct Output {
+    /// For people or for programs
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
 }
 
 // From sysexits.h.
@@ -57,6 +87,11 @@ fn main() -> ExitCode {
             return fail(&format!("{line}; see sconce --help"), USAGE);
         }
     };
+    match &cli.command {
+        Some(Command::Completions { shell }) => return completions(*shell),
+        Some(Command::Man) => return manual(),
+        _ => {}
+    }
     let config = match load(&cli.flags, &Environment::current()) {
         Ok(config) => config,
         Err(error) => return fail(&error.to_string(), error.exit_code()),
@@ -70,10 +105,75 @@ fn main() -> ExitCode {
         }
     }
     match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve::run(config)
-            .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error))),
+        Command::Serve => {
+            greet(&config);
+            serve::run(config)
+                .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error)))
+        }
         Command::Pull { models } => pull_models(&config, &models),
+        Command::Models { output } => {
+            let found = models::survey(&config);
+            say(output.output, &found, |out| models::print(&found, out));
+            ExitCode::SUCCESS
+        }
+        Command::Check { output } => {
+            let report = check::Report::of(&config);
+            say(output.output, &report, |out| report.print(out));
+            if report.is_good() { ExitCode::SUCCESS } else { CONFIG.into() }
+        }
+        Command::Completions { .. } | Command::Man => unreachable!("answered without a config"),
     }
+}
+
+/// Writes a command's result as JSON, or as `table` does. Nobody reads a closed pipe.
+fn say(
+    format: Format,
+    result: &impl serde::Serialize,
+    table: impl Fn(&mut dyn Write) -> std::io::Result<()>,
+) {
+    let mut out = std::io::stdout().lock();
+    let _ = match format {
+        Format::Table => table(&mut out),
+        Format::Json => serde_json::to_writer_pretty(&mut out, result)
+            .map_err(std::io::Error::from)
+            .and_then(|()| writeln!(out)),
+    };
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sconce", &mut text);
+    let _ = std::io::stdout().write_all(&text);
+    ExitCode::SUCCESS
+}
+
+fn manual() -> ExitCode {
+    let mut text = Vec::new();
+    match clap_mangen::Man::new(Cli::command()).render(&mut text) {
+        Ok(()) => {
+            let _ = std::io::stdout().write_all(&text);
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error.to_string(), SOFTWARE),
+    }
+}
+
+/// A few lines for a person who just started the server; none where logs are for machines, or
+/// where the system chooses the ports.
+fn greet(config: &Config) {
+    let (port, admin) = (config.server.port, config.admin.port);
+    if config.log.is_json() || port == 0 || admin == 0 {
+        return;
+    }
+    let names: Vec<&str> = config.manifests.iter().map(|one| one.name.as_str()).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    let lines = [
+        format!("sconce {version}: {}", names.join(", ")),
+        format!("  api      http://localhost:{port}/v1"),
+        format!("  metrics  http://localhost:{admin}/metrics"),
+        format!("  try      curl http://localhost:{port}/v1/models"),
+    ];
+    let _ = writeln!(std::io::stderr(), "{}\n", lines.join("\n"));
 }
 
 fn pull_models(config: &Config, models: &[String]) -> ExitCode {

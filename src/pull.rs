@@ -7,6 +7,7 @@ use crate::config::manifest::Manifest;
 use crate::config::values::nearest;
 use crate::store::fetch::ensure;
 use crate::store::progress::Progress;
+use crate::table::Table;
 
 /// One model that could not be pulled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,9 +17,6 @@ pub struct Failed {
     /// One line.
     pub message: String,
 }
-
-/// One line of the table.
-struct Row([String; 4]);
 
 /// Pulls the models called `names`, or all, and writes a table of their files to `out`. A model
 /// that fails does not keep the others from being pulled.
@@ -32,30 +30,35 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), Vec<Failed>> {
     let manifests = chosen(config, names).map_err(|failed| vec![failed])?;
-    let mut rows = vec![Row(["MODEL", "FILE", "BYTES", "WHERE"].map(str::to_owned))];
+    let mut table = Table::new(["MODEL", "FILE", ">BYTES", "WHERE"]);
     let mut failures = Vec::new();
     for manifest in manifests {
         match ensure(manifest, &config.models, progress) {
-            Ok(files) => rows.extend(manifest.files.iter().filter_map(|file| {
-                let path = files.path(&file.file)?.display().to_string();
-                let cells = [&manifest.name, &file.file, &file.bytes.to_string(), &path];
-                Some(Row(cells.map(Clone::clone)))
-            })),
+            Ok(files) => {
+                for file in &manifest.files {
+                    let Some(path) = files.path(&file.file) else { continue };
+                    let (bytes, path) = (file.bytes.to_string(), path.display().to_string());
+                    table.row([manifest.name.clone(), file.file.clone(), bytes, path]);
+                }
+            }
             Err(error) => {
                 let (exit_code, message) = (error.exit_code(), error.to_string());
                 failures.push(Failed { exit_code, message });
             }
         }
     }
-    if rows.len() > 1 {
+    if !table.is_empty() {
         // Nobody reads a closed pipe; the files are there all the same.
-        let _ = print(&rows, out);
+        let _ = write!(out, "{table}");
     }
     if failures.is_empty() { Ok(()) } else { Err(failures) }
 }
 
 /// The manifests called `names`, by name or alias; all without names.
-fn chosen<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Manifest>, Failed> {
+///
+/// # Errors
+/// A name that no model has.
+pub fn chosen<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Manifest>, Failed> {
     if names.is_empty() {
         return Ok(config.manifests.iter().collect());
     }
@@ -75,15 +78,6 @@ fn unknown(config: &Config, name: &str) -> Failed {
         .unwrap_or_default();
     let message = format!("no model is called {name:?}:{hint} the models are {}", known.join(", "));
     Failed { exit_code: 64, message }
-}
-
-fn print(rows: &[Row], out: &mut dyn Write) -> std::io::Result<()> {
-    let width = |column: usize| rows.iter().map(|row| row.0[column].len()).max().unwrap_or(0);
-    let (model, file, bytes) = (width(0), width(1), width(2));
-    for Row([a, b, c, d]) in rows {
-        writeln!(out, "{a:model$}  {b:file$}  {c:>bytes$}  {d}")?;
-    }
-    out.flush()
 }
 
 #[cfg(test)]

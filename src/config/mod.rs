@@ -175,6 +175,14 @@ pub struct Models {
     pub roots: Vec<PathBuf>,
     /// Never fetch.
     pub offline: bool,
+    /// Where `hub:` sources are.
+    pub hub_endpoint: String,
+    /// Sent to the hub, and nowhere else.
+    pub hub_token: Option<String>,
+    /// Where the hub's own tools keep files; looked at, never written to.
+    pub hub_cache: Option<PathBuf>,
+    /// PEM file of root certificates; none: those of the browsers.
+    pub ca_file: Option<PathBuf>,
     /// How often checksums are compared.
     pub verify: Verify,
 }
@@ -296,6 +304,10 @@ impl Default for Models {
             cache_dir: PathBuf::new(),
             roots: vec!["/models".into(), "/mnt/models".into()],
             offline: false,
+            hub_endpoint: "https://huggingface.co".into(),
+            hub_token: None,
+            hub_cache: None,
+            ca_file: None,
             verify: Verify::Once,
         }
     }

@@ -2,7 +2,8 @@
 //! [`Config`] and back; not where the text came from.
 
 use super::values::{
-    Parsed, count, hosts, join, number, path, port, seconds, show_size, size, switch, whole,
+    Parsed, count, endpoint, hosts, join, number, path, port, seconds, secret, show_size, size,
+    switch, whole,
 };
 use super::{Config, Verify};
 
@@ -50,6 +51,11 @@ pub(super) const SETTINGS: &[&[Setting]] = &[SERVER, LIMITS, DEVICE, MODELS];
 /// Every row of the table.
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().copied().flatten()
+}
+
+/// A path, or nothing.
+fn shown(path: &Option<std::path::PathBuf>) -> String {
+    path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 const SERVER: &[Setting] = &[
@@ -226,9 +232,33 @@ const MODELS: &[Setting] = &[
     },
     Setting {
         key: "models.offline",
-        env: &["SCONCE_OFFLINE"],
+        env: &["SCONCE_OFFLINE", "HF_HUB_OFFLINE"],
         set: |c, t| switch(t).map(|v| c.models.offline = v),
         get: |c| c.models.offline.to_string(),
+    },
+    Setting {
+        key: "models.hub_endpoint",
+        env: &["HF_ENDPOINT"],
+        set: |c, t| endpoint(t).map(|v| c.models.hub_endpoint = v),
+        get: |c| c.models.hub_endpoint.clone(),
+    },
+    Setting {
+        key: "models.hub_token",
+        env: &["HF_TOKEN"],
+        set: |c, t| secret(t).map(|v| c.models.hub_token = Some(v)),
+        get: |c| c.models.hub_token.as_ref().map(|_| "(set)".to_owned()).unwrap_or_default(),
+    },
+    Setting {
+        key: "models.hub_cache",
+        env: &["HF_HUB_CACHE"],
+        set: |c, t| path(t).map(|v| c.models.hub_cache = Some(v)),
+        get: |c| shown(&c.models.hub_cache),
+    },
+    Setting {
+        key: "models.ca_file",
+        env: &["SSL_CERT_FILE"],
+        set: |c, t| path(t).map(|v| c.models.ca_file = Some(v)),
+        get: |c| shown(&c.models.ca_file),
     },
     Setting {
         key: "models.verify",

@@ -75,11 +75,11 @@ pub(super) fn show_size(bytes: u64) -> String {
     unit.map_or_else(|| bytes.to_string(), |(name, size)| format!("{}{name}", bytes / size))
 }
 
-/// `true` or `false`.
+/// `true` or `false`, and what other tools take for these.
 pub(super) fn switch(text: &str) -> Parsed<bool> {
-    match text {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("true or false".into()),
     }
 }
@@ -115,6 +115,20 @@ pub(super) fn loopback() -> Vec<IpAddr> {
 /// A path that is not empty.
 pub(super) fn path(text: &str) -> Parsed<std::path::PathBuf> {
     if text.is_empty() { Err("a path".into()) } else { Ok(text.into()) }
+}
+
+/// The address of a service; a path may follow.
+pub(super) fn endpoint(text: &str) -> Parsed<String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = |rest: &&str| !rest.is_empty() && rest.chars().all(|c| c.is_ascii_graphic());
+    let valid = rest.filter(plain).is_some_and(|rest| !rest.contains(['@', '?', '#']));
+    if valid { Ok(text.to_owned()) } else { Err("an address as https://HOST".into()) }
+}
+
+/// Something that goes into a header and nowhere else.
+pub(super) fn secret(text: &str) -> Parsed<String> {
+    let valid = !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic());
+    if valid { Ok(text.to_owned()) } else { Err("visible ASCII characters".into()) }
 }
 
 /// Items joined by `separator`.

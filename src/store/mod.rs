@@ -6,7 +6,9 @@ pub mod safetensors;
 pub mod progress;
 pub mod error;
 mod package;
+mod remote;
 mod stamp;
+mod leftovers;
 pub mod fetch;
 
 use std::path::PathBuf;

@@ -14,5 +14,6 @@ mod models;
 mod prometheus;
 mod readme;
 mod server;
+mod sources;
 mod tidy;
 mod tokens;

@@ -88,6 +88,34 @@ fn each_mistake_is_named_with_its_line() {
 }
 
 #[test]
+fn sources_are_addresses_that_mean_one_file() {
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let hub = FileSource::Hub {
+        repo: "Org/a.Model".into(),
+        revision: commit.into(),
+        path: "onnx/model.safetensors".into(),
+    };
+    let text = format!("hub:Org/a.Model@{commit}/onnx/model.safetensors");
+    assert_eq!(FileSource::parse(&text), Ok(hub));
+    let url = "https://models.example/a/b.gguf?version=1";
+    assert_eq!(FileSource::parse(url), Ok(FileSource::Https(url.into())));
+    for wrong in [
+        "hub:Org/Model@main/model.gguf".to_owned(),
+        format!("hub:Model@{commit}/model.gguf"),
+        format!("hub:Org/Model@{commit}/../model.gguf"),
+        format!("hub:Org/Model@{commit}/a b"),
+        format!("hub:Org/Mo?del@{commit}/a"),
+        "http://models.example/a".into(),
+        "https://models.example".into(),
+        "https://models.example/".into(),
+        "https://user:password@models.example/a".into(),
+        "https://models.example/a b".into(),
+    ] {
+        assert!(FileSource::parse(&wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn a_folder_is_read_in_order_of_names() {
     let dir = tempfile::tempdir().expect("a folder");
     let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).expect("a file");

@@ -1,0 +1,109 @@
+//! `sconce check`: the effective configuration with the source of each value, the models, and what
+//! would keep the server from serving them. Fetches nothing and needs no device, so it can run as
+//! an init container or before a rollout.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::models::{self, Survey};
+use crate::table::Table;
+
+/// All that was found.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Of this shape.
+    schema: u32,
+    /// As in `sconce_config_info`.
+    config_hash: String,
+    settings: Vec<Value>,
+    models: Vec<Survey>,
+    /// What will not be as somebody may expect.
+    warnings: Vec<String>,
+    /// What must be put right before the server can serve.
+    problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Value {
+    key: &'static str,
+    value: String,
+    source: String,
+}
+
+impl Report {
+    /// Looks at everything.
+    pub fn of(config: &Config) -> Self {
+        let settings = config.values.iter().map(|value| Value {
+            key: value.key,
+            value: value.value.clone(),
+            source: value.source.to_string(),
+        });
+        let models = models::survey(config);
+        let warnings = config.notes.iter().filter(|note| note.warning);
+        let mut report = Self {
+            schema: 1,
+            config_hash: config.hash(),
+            settings: settings.collect(),
+            warnings: warnings.map(|note| note.text.clone()).collect(),
+            problems: Vec::new(),
+            models,
+        };
+        if config.cost.device_hourly_usd.is_none() {
+            let text = "no price, no cost metrics: cost.device_hourly_usd sets one";
+            report.warnings.push(text.into());
+        }
+        report.judge(config);
+        report
+    }
+
+    fn judge(&mut self, config: &Config) {
+        for model in &self.models {
+            let (name, missing) = (&model.name, model.missing.join(", "));
+            if let Some(problem) = &model.problem {
+                self.problems.push(format!("{name}: {problem}"));
+            } else if !missing.is_empty() && config.models.offline {
+                let text = format!("{name}: {missing} not here, and models.offline is set");
+                self.problems.push(text);
+            } else if !missing.is_empty() {
+                let text = format!("{name}: {missing} will be fetched at the first start");
+                self.warnings.push(text);
+            }
+        }
+        let weights: u64 = self.models.iter().map(|model| model.bytes).sum();
+        if let Some(limit) = config.device.memory_limit.filter(|limit| weights >= *limit) {
+            let text = format!(
+                "the models' files have {weights} bytes and device.memory_limit is {limit}: \
+                 raise it, or serve fewer models"
+            );
+            self.problems.push(text);
+        }
+    }
+
+    /// Whether the server can serve.
+    pub fn is_good(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Writes it for people.
+    ///
+    /// # Errors
+    /// `out` does not take it.
+    pub fn print(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let mut table = Table::new(["SETTING", "VALUE", "FROM"]);
+        for Value { key, value, source } in &self.settings {
+            let value = if value.is_empty() { "-" } else { value };
+            table.row([(*key).to_owned(), value.to_owned(), source.clone()]);
+        }
+        writeln!(out, "{table}")?;
+        models::print(&self.models, out)?;
+        for (word, lines) in [("warning", &self.warnings), ("problem", &self.problems)] {
+            for line in lines {
+                writeln!(out, "{word}: {line}")?;
+            }
+        }
+        let verdict = if self.is_good() { "can serve" } else { "cannot serve" };
+        writeln!(out, "{verdict}, configuration {}", self.config_hash)
+    }
+}
