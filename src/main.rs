@@ -33,6 +33,9 @@ enum Command {
     Pull {
         /// Names of models; all if none is given
         models: Vec<String>,
+        /// Also lay the files out below this folder, as DIR/MODEL/FILE, for a volume or an image
+        #[arg(long, value_name = "DIR")]
+        to: Option<std::path::PathBuf>,
     },
     /// List the models, and what of them is on this machine
     Models {
@@ -110,7 +113,7 @@ fn main() -> ExitCode {
             serve::run(config)
                 .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error)))
         }
-        Command::Pull { models } => pull_models(&config, &models),
+        Command::Pull { models, to } => pull_models(&config, &pull::Wish { names: models, to }),
         Command::Models { output } => {
             let found = models::survey(&config);
             say(output.output, &found, |out| models::print(&found, out));
@@ -176,9 +179,9 @@ fn greet(config: &Config) {
     let _ = writeln!(std::io::stderr(), "{}\n", lines.join("\n"));
 }
 
-fn pull_models(config: &Config, models: &[String]) -> ExitCode {
+fn pull_models(config: &Config, wish: &pull::Wish) -> ExitCode {
     let progress = Progress::choose(config.log.is_json());
-    let failures = match pull::run(config, models, &progress, &mut std::io::stdout().lock()) {
+    let failures = match pull::run(config, wish, &progress, &mut std::io::stdout().lock()) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(failures) => failures,
     };

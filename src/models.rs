@@ -1,4 +1,4 @@
-//! `sconce models`: which models this server would serve, what their files say, and what is missing.
+//! `sconce models`: which models this server would serve, what their files say, what is missing.
 //! Opens headers only; fetches nothing and needs no device.
 
 use std::io::Write;

@@ -10,6 +10,7 @@ mod drain;
 mod fixtures;
 mod formats;
 mod headers;
+mod image;
 mod models;
 mod prometheus;
 mod readme;
