@@ -25,6 +25,10 @@ pub enum ErrorKind {
     Unsupported,
     /// More tokens than the model's context or input limit.
     ContextLengthExceeded,
+    /// No API key, or none of ours.
+    Unauthorized,
+    /// The body did not arrive in time.
+    RequestTimeout,
     /// A body or a list above its limit.
     TooLarge,
     /// No such model.
@@ -121,6 +125,8 @@ impl ErrorKind {
         match self {
             InvalidRequest
             | Unsupported
+            | Unauthorized
+            | RequestTimeout
             | ContextLengthExceeded
             | TooLarge
             | ModelNotFound
@@ -146,6 +152,8 @@ impl ErrorKind {
             InvalidRequest => "invalid_request",
             Unsupported => "unsupported",
             ContextLengthExceeded => "context_length_exceeded",
+            Unauthorized => "invalid_api_key",
+            RequestTimeout => "request_timeout",
             TooLarge => "too_large",
             ModelNotFound => "model_not_found",
             NotFound => "not_found",

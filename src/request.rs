@@ -2,6 +2,7 @@
 //! Knows no HTTP, no device and no clock; times are given in by the caller.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use crate::error::Error;
 
@@ -67,6 +68,16 @@ pub enum Task {
     Generate(Generate),
     /// One vector for each input.
     Embed(Embed),
+}
+
+impl Task {
+    /// Tokens that are given, not made.
+    pub fn prompt_tokens(&self) -> usize {
+        match self {
+            Task::Generate(generate) => generate.prompt.len(),
+            Task::Embed(embed) => embed.inputs.iter().map(|input| input.len()).sum(),
+        }
+    }
 }
 
 /// Text generation: `prompt` is never empty, `prompt.len() + max_tokens` fits the context.
@@ -169,7 +180,27 @@ pub struct Usage {
 /// Where a request's events go: the sending half of a channel that holds the whole answer, so
 /// the engine never waits on a client. Dropping the receiver cancels the request.
 #[derive(Debug, Clone)]
-pub struct Sink(tokio::sync::mpsc::Sender<Event>);
+pub struct Sink {
+    events: tokio::sync::mpsc::Sender<Event>,
+    meter: Arc<Meter>,
+}
+
+/// What a request has taken until now, for the account of a client that leaves before the end.
+#[derive(Debug)]
+pub struct Meter {
+    prompt_tokens: u32,
+    begun: AtomicBool,
+    generated_tokens: AtomicU32,
+}
+
+impl Meter {
+    /// The prompt counts from the first event on. Cached tokens are known only at the end.
+    pub fn usage(&self) -> Usage {
+        let prompt_tokens = if self.begun.load(Relaxed) { self.prompt_tokens } else { 0 };
+        let generated_tokens = self.generated_tokens.load(Relaxed);
+        Usage { prompt_tokens, cached_tokens: 0, generated_tokens }
+    }
+}
 
 /// The receiving half of a [`Sink`].
 pub type Events = tokio::sync::mpsc::Receiver<Event>;
@@ -182,7 +213,17 @@ impl Sink {
             Task::Embed(embed) => embed.inputs.len(),
         };
         let (sender, receiver) = tokio::sync::mpsc::channel(events + 2);
-        (Sink(sender), receiver)
+        let meter = Meter {
+            prompt_tokens: task.prompt_tokens() as u32,
+            begun: AtomicBool::new(false),
+            generated_tokens: AtomicU32::new(0),
+        };
+        (Sink { events: sender, meter: Arc::new(meter) }, receiver)
+    }
+
+    /// What is being sent, counted.
+    pub fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
     }
 
     /// Hands over one event. A gone receiver is a cancelled request: nothing is lost that
@@ -192,14 +233,20 @@ impl Sink {
     /// If more events are sent than the task can cause: a defect of the engine.
     pub fn send(&self, event: Event) {
         use tokio::sync::mpsc::error::TrySendError;
-        if let Err(TrySendError::Full(_)) = self.0.try_send(event) {
+        if !matches!(event, Event::Failed(_)) {
+            self.meter.begun.store(true, Relaxed);
+        }
+        if let Event::Token(_) = event {
+            self.meter.generated_tokens.fetch_add(1, Relaxed);
+        }
+        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
             panic!("an event channel is sized for the whole answer");
         }
     }
 
     /// Whether the receiver is gone.
     pub fn is_cancelled(&self) -> bool {
-        self.0.is_closed()
+        self.events.is_closed()
     }
 }
 

@@ -1,5 +1,8 @@
 //! `sconce serve`: the composition root. The only file that sees core, device and front; it knows
 //! the order in which things start and stop, and nothing else.
+//!
+//! Two runtimes: requests have theirs, and what must answer and act however busy that one is
+//! (metrics, probes, the drain) has the main thread.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -8,15 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admission::Front;
+use crate::admission::callers::Callers;
 use crate::catalog::{Catalog, ModelCard};
 use crate::config::Config;
 use crate::engine::start::{CPU_SLOTS, Started, Startup};
 use crate::engine::{Ending, Engine, Links, fan_out};
-use crate::http::listener::{Limits, Server};
+use crate::http::listener::{Limits, Server, allow_connections};
 use crate::http::{admin_router, main_router};
 use crate::lifecycle::{Lifecycle, Phase, signal};
 use crate::store::progress::Progress;
@@ -24,6 +28,9 @@ use crate::telemetry::{Setup, Telemetry};
 
 /// How often the metrics crate wants to tidy up.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often the file of keys is looked at.
+const KEYS_EVERY: Duration = Duration::from_secs(5);
 
 /// The summary's exit code when the engine died, or never came to life.
 const ENGINE_FAILED: u8 = 4;
@@ -37,19 +44,26 @@ const WORKERS_MAX: usize = 4;
 /// What kept it from starting.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let workers = crate::device::cpu::threads_available().clamp(1, WORKERS_MAX);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let ended = runtime.block_on(serve(Arc::new(config)));
+    let (control, data) = runtimes(workers).context("cannot start the runtimes")?;
+    let ended = control.block_on(serve(Arc::new(config), data.handle().clone()));
     // A blocking job (a fetch, a long text) must not hold up the end.
-    runtime.shutdown_background();
+    data.shutdown_background();
+    control.shutdown_background();
     ended
 }
 
-async fn serve(config: Arc<Config>) -> anyhow::Result<ExitCode> {
+/// The one that the main thread drives, and the one for requests.
+fn runtimes(workers: usize) -> std::io::Result<(Runtime, Runtime)> {
+    let control = Builder::new_current_thread().enable_all().build()?;
+    let mut data = Builder::new_multi_thread();
+    let data = data.worker_threads(workers).thread_name("data").enable_all().build()?;
+    Ok((control, data))
+}
+
+async fn serve(config: Arc<Config>, data: Handle) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry(&config);
+    let callers = Callers::open(&config.auth, Arc::clone(&telemetry))?;
+    allow_connections(config.server.max_connections);
     let lifecycle = Lifecycle::new(config.drain.grace, Arc::clone(&telemetry));
     signal::install(Arc::clone(&lifecycle)).context("cannot handle signals")?;
 
@@ -66,12 +80,13 @@ async fn serve(config: Arc<Config>) -> anyhow::Result<ExitCode> {
     let (inbox, submissions) = mpsc::channel(config.limits.queue_requests.max(1));
     let catalog = Arc::clone(&startup.catalog);
     let front =
-        Front::new(config.clone(), catalog, Arc::clone(&telemetry), lifecycle.clone(), inbox);
+        Front::new(config.clone(), catalog, telemetry.clone(), lifecycle.clone(), callers, inbox);
     let (open, doors) = watch::channel(lifecycle.phase());
-    let servers = listen(&config, &front, &doors)?;
+    let servers = listen(&config, &front, &doors, &data)?;
     tokio::spawn(upkeep(telemetry));
+    tokio::spawn(follow_keys(front));
 
-    let engine = start_engine(startup, submissions)?;
+    let engine = start_engine(startup, submissions, data)?;
     let failure = tokio::spawn(watch_engine(engine, lifecycle.clone()));
     let summary = tokio::select! {
         summary = lifecycle.clone().run() => summary,
@@ -121,11 +136,13 @@ fn telemetry(config: &Config) -> Arc<Telemetry> {
     })
 }
 
-/// Binds and serves both listeners; they answer 503 where models are needed until these are there.
+/// Binds and serves both listeners, the main one on `data`; they answer 503 where models are needed
+/// until these are there.
 fn listen(
     config: &Config,
     front: &Arc<Front>,
     doors: &watch::Receiver<Phase>,
+    data: &Handle,
 ) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
     let bind = |name: &'static str, hosts: &[IpAddr], port: u16, limits: Limits| {
         let server = Server::bind(hosts, port, limits).with_context(|| {
@@ -136,12 +153,19 @@ fn listen(
         anyhow::Ok(server)
     };
     let server = &config.server;
-    let main = bind("server", &server.hosts, server.port, Limits::main(server))?;
-    let admin = &config.admin;
-    let admin = bind("admin", &admin.hosts, admin.port, Limits::admin(server))?;
-    let routers = [main_router(Arc::clone(front)), admin_router(Arc::clone(front))];
-    let serve = |(server, router): (Server, _)| tokio::spawn(server.serve(router, doors.clone()));
-    Ok([main, admin].into_iter().zip(routers).map(serve).collect())
+    let main = {
+        let _on = data.enter();
+        bind("server", &server.hosts, server.port, Limits::main(server))?
+    };
+    let settings = &config.admin;
+    let mut admin = bind("admin", &settings.hosts, settings.port, Limits::admin(server))?;
+    if let Some(path) = &settings.socket {
+        admin.bind_socket(path).context("cannot listen on the socket; admin.socket names it")?;
+        tracing::info!(listener = "admin", socket = %path.display(), "listening");
+    }
+    let main = main.serve(main_router(Arc::clone(front)), doors.clone());
+    let admin = admin.serve(admin_router(Arc::clone(front)), doors.clone());
+    Ok(vec![data.spawn(main), tokio::spawn(admin)])
 }
 
 /// Starts the device thread: it loads the models, then runs the loop. What it sends at the end is
@@ -149,11 +173,12 @@ fn listen(
 fn start_engine(
     startup: Startup,
     inbox: mpsc::Receiver<crate::request::Submission>,
+    data: Handle,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<Ending>>> {
     let (tell, ended) = oneshot::channel();
     // Bounded by what is in flight: a request causes no more events than its channel holds.
     let (deliveries, delivered) = mpsc::unbounded_channel();
-    tokio::spawn(fan_out(delivered));
+    data.spawn(fan_out(delivered));
     let (installer, installs) = std::sync::mpsc::channel();
     let links = Links {
         inbox,
@@ -164,9 +189,8 @@ fn start_engine(
     };
     let progress = Arc::new(Progress::choose(startup.config.log.is_json()));
     tokio::spawn(stop_fetching(startup.lifecycle.watch(), Arc::clone(&progress)));
-    let runtime = Handle::current();
     let run = move || {
-        let _entered = runtime.enter();
+        let _entered = data.enter();
         let Started { scheduler, runner, later } = startup.start(&progress)?;
         let engine = Engine::new(scheduler, runner, CPU_SLOTS, links);
         startup.lifecycle.models_ready();
@@ -220,10 +244,86 @@ async fn stop_fetching(mut phases: watch::Receiver<Phase>, progress: Arc<Progres
     progress.stop();
 }
 
+/// A changed file of keys holds within seconds. It is read again each time: a mounted Secret
+/// changes by a link that is swapped, which no watch on the file sees.
+async fn follow_keys(front: Arc<Front>) {
+    if !front.callers.need_keys() {
+        return;
+    }
+    let mut ticks = tokio::time::interval(KEYS_EVERY);
+    loop {
+        ticks.tick().await;
+        let front = Arc::clone(&front);
+        let _ = tokio::task::spawn_blocking(move || front.callers.reload()).await;
+    }
+}
+
 async fn upkeep(telemetry: Arc<Telemetry>) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
         ticks.tick().await;
         telemetry.upkeep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpStream};
+
+    use super::*;
+    use crate::admission::testing::front;
+
+    const WORKERS: usize = 2;
+
+    /// The status line of a GET.
+    fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+        let mut client = TcpStream::connect(address)?;
+        client.set_read_timeout(Some(Duration::from_secs(20)))?;
+        write!(client, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer)?;
+        Ok(answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    fn free() -> SocketAddr {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        taken.local_addr().expect("an address")
+    }
+
+    /// Every thread of the data plane hangs; metrics and probes answer all the same.
+    #[test]
+    fn the_admin_side_answers_while_the_data_plane_hangs() {
+        let (control, data) = runtimes(WORKERS).expect("runtimes");
+        let (main, admin) = (free(), free());
+        let mut config = Config::default();
+        (config.server.hosts, config.server.port) = (vec![main.ip()], main.port());
+        (config.admin.hosts, config.admin.port) = (vec![admin.ip()], admin.port());
+        let (front, _inbox) = front(config.clone());
+        let (_open, doors) = watch::channel(Phase::Ready);
+        let hung = Arc::new(std::sync::Barrier::new(WORKERS + 1));
+        let release = Arc::new(std::sync::Barrier::new(WORKERS + 1));
+        control.block_on(async {
+            listen(&config, &front, &doors, data.handle()).expect("both listen");
+            let asked = |address, path: &'static str| {
+                tokio::task::spawn_blocking(move || ask(address, path))
+            };
+            assert_eq!(asked(main, "/livez").await.unwrap().unwrap(), "HTTP/1.1 200 OK");
+            for _ in 0..WORKERS {
+                let (hung, release) = (Arc::clone(&hung), Arc::clone(&release));
+                data.spawn(async move {
+                    hung.wait();
+                    release.wait();
+                });
+            }
+            hung.wait();
+            let stuck = asked(main, "/livez");
+            for path in ["/metrics", "/livez", "/readyz", "/stats"] {
+                assert_eq!(asked(admin, path).await.unwrap().unwrap(), "HTTP/1.1 200 OK", "{path}");
+            }
+            assert!(!stuck.is_finished(), "the data plane was not hung");
+            release.wait();
+            assert_eq!(stuck.await.unwrap().unwrap(), "HTTP/1.1 200 OK");
+        });
     }
 }

@@ -1,7 +1,9 @@
 //! Lets requests in: looks the model up, tokenises, checks limits and predicted wait, and hands
 //! over a ticket. Knows no HTTP and no engine, only the inbox.
 
+pub mod callers;
 mod queue;
+mod quota;
 pub mod ticket;
 
 #[cfg(test)]
@@ -24,6 +26,7 @@ use crate::model::{ModelState, ModelTask};
 use crate::request::{Events, Micros, Request, RequestId, Sink, Submission, Task, TokenId};
 use crate::telemetry::{Rejection, Telemetry};
 use crate::text::{Message, ModelText};
+use callers::Callers;
 use queue::Bounds;
 use ticket::Ticket;
 
@@ -33,6 +36,9 @@ const INLINE_MAX: Micros = Micros(400);
 /// Bytes of text that a tokenizer does in a microsecond, and a JSON parser: rather low than high.
 const TOKENISED_PER_MICRO: usize = 4;
 const PARSED_PER_MICRO: usize = 100;
+
+/// Deepest nesting of lists and objects in a body.
+const JSON_DEPTH_MAX: usize = 96;
 
 /// No text of more characters than this a token of the limit is tokenised: it cannot fit, and
 /// finding that out by tokenising is the attack. Prose has 4 to 5, indented code up to 8.
@@ -48,6 +54,8 @@ pub struct Front {
     pub telemetry: Arc<Telemetry>,
     /// The phase, and who is in flight.
     pub lifecycle: Arc<Lifecycle>,
+    /// Who may call.
+    pub callers: Callers,
     /// The engine; bounded by `limits.queue_requests`.
     pub inbox: mpsc::Sender<Submission>,
     /// One permit for each CPU-heavy job that may run beside the async threads.
@@ -77,6 +85,7 @@ impl Front {
         catalog: Arc<Catalog>,
         telemetry: Arc<Telemetry>,
         lifecycle: Arc<Lifecycle>,
+        callers: Callers,
         inbox: mpsc::Sender<Submission>,
     ) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -85,6 +94,7 @@ impl Front {
             catalog,
             telemetry,
             lifecycle,
+            callers,
             inbox,
             heavy: Arc::new(tokio::sync::Semaphore::new(cores)),
             next_id: AtomicU64::new(1),
@@ -94,7 +104,8 @@ impl Front {
     /// Finds the model by name or alias and takes the in-flight guard; nothing is queued yet.
     ///
     /// # Errors
-    /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`.
+    /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`,
+    /// `RateLimited` when the caller's key has used up its limits.
     pub fn enter(&self, ticket: &mut Ticket, name: &str, task: ModelTask) -> Result<Entry<'_>> {
         let model = self.catalog.find(name)?;
         ticket.set_lane(model.lane);
@@ -109,9 +120,11 @@ impl Front {
         }
         ticket.accepted(self.lifecycle.admit()?);
         match model.state() {
-            ModelState::Ready | ModelState::Evicted => Ok(Entry { model, text: model.text()? }),
-            _ => Err(model.loading()),
+            ModelState::Ready | ModelState::Evicted => {}
+            _ => return Err(model.loading()),
         }
+        ticket.take_quota()?;
+        Ok(Entry { model, text: model.text()? })
     }
 
     /// Token ids of each text, wrapped in the model's own prefix and suffix tokens. They may be
@@ -162,14 +175,18 @@ impl Front {
     /// Parses a JSON body.
     ///
     /// # Errors
-    /// The parser's, by way of `refuse`.
+    /// The parser's, by way of `refuse`; `InvalidRequest` for one that is nested too deep.
     pub async fn parse<T: DeserializeOwned + Send + 'static>(
         &self,
         body: Vec<u8>,
         refuse: fn(serde_json::Error) -> Error,
     ) -> Result<T> {
         let expected = Micros((body.len() / PARSED_PER_MICRO) as u64);
-        self.heavy(expected, move || serde_json::from_slice(&body).map_err(refuse)).await
+        self.heavy(expected, move || {
+            check_depth(&body)?;
+            serde_json::from_slice(&body).map_err(refuse)
+        })
+        .await
     }
 
     /// Runs CPU work that takes about `expected`: here when that is short, else on the blocking
@@ -206,7 +223,7 @@ impl Front {
         model: &Model,
         tasks: Vec<Task>,
     ) -> Result<Vec<Events>> {
-        let tokens: Vec<u64> = tasks.iter().map(prompt_tokens).collect();
+        let tokens: Vec<u64> = tasks.iter().map(|task| task.prompt_tokens() as u64).collect();
         let total = tokens.iter().sum();
         let bounds = Bounds { limits: &self.config.limits, manifests: &self.config.manifests };
         let snapshot = self.telemetry.snapshot();
@@ -227,6 +244,7 @@ impl Front {
         let mut receivers = Vec::with_capacity(tasks.len());
         for ((permit, task), tokens) in permits.zip(tasks).zip(tokens) {
             let (sink, events) = Sink::for_task(&task);
+            ticket.metered(sink.meter());
             let request = Request {
                 id: RequestId(self.next_id.fetch_add(1, Ordering::Relaxed)),
                 lane: model.lane,
@@ -235,7 +253,7 @@ impl Front {
                 deadline: Some(ticket.deadline()),
                 task,
             };
-            self.telemetry.submitted(tokens);
+            self.telemetry.submitted(model.lane, tokens);
             permit.send(Submission { request, sink });
             receivers.push(events);
         }
@@ -243,16 +261,29 @@ impl Front {
     }
 }
 
-fn tokenising(bytes: usize) -> Micros {
-    Micros((bytes / TOKENISED_PER_MICRO) as u64)
+/// Refuses JSON in which lists and objects are nested deeper than any client means it: also in
+/// fields that nobody reads.
+fn check_depth(json: &[u8]) -> Result<()> {
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => depth += 1,
+            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > JSON_DEPTH_MAX {
+            let message = format!("the body is nested deeper than {JSON_DEPTH_MAX} levels");
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
+        }
+    }
+    Ok(())
 }
 
-fn prompt_tokens(task: &Task) -> u64 {
-    let tokens = match task {
-        Task::Generate(generate) => generate.prompt.len(),
-        Task::Embed(embed) => embed.inputs.iter().map(|input| input.len()).sum(),
-    };
-    tokens as u64
+fn tokenising(bytes: usize) -> Micros {
+    Micros((bytes / TOKENISED_PER_MICRO) as u64)
 }
 
 fn check_characters(

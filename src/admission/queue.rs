@@ -6,8 +6,7 @@ use std::time::Duration;
 use crate::config::Limits;
 use crate::config::manifest::Manifest;
 use crate::error::{Error, ErrorKind};
-use crate::request::LaneId;
-use crate::scheduler::{LaneLoad, Load};
+use crate::request::{LaneId, Micros};
 use crate::telemetry::{Rejection, Snapshot};
 
 /// The queue's bounds.
@@ -27,6 +26,14 @@ impl Bounds<'_> {
         tokens: u64,
     ) -> Result<(), (Rejection, Error)> {
         let limits = self.limits;
+        if requests > limits.queue_requests {
+            let message = format!(
+                "the request has {requests} prompts; at most {} can wait \
+                 (limits.queue_requests); send it in parts",
+                limits.queue_requests
+            );
+            return Err((Rejection::TooLarge, Error::new(ErrorKind::TooLarge, message)));
+        }
         if tokens > limits.queue_tokens as u64 {
             let message = format!(
                 "the request has {tokens} prompt tokens; at most {} can wait \
@@ -35,7 +42,7 @@ impl Bounds<'_> {
             );
             return Err((Rejection::TooLarge, Error::new(ErrorKind::TooLarge, message)));
         }
-        let wait = self.predicted_wait(&snapshot.load, lane);
+        let wait = self.predicted_wait(snapshot, lane);
         if wait > limits.max_wait {
             let message = format!(
                 "the predicted wait is {:.1} s, the limit is {} s (limits.max_wait_seconds)",
@@ -72,27 +79,29 @@ impl Bounds<'_> {
             "the inbox holds its {} requests (limits.queue_requests)",
             self.limits.queue_requests
         );
-        full(message, self.predicted_wait(&snapshot.load, lane))
+        full(message, self.predicted_wait(snapshot, lane))
     }
 
     /// How long what waits in `lane` keeps the device busy: its own work over the share that the
     /// lane gets among the lanes with work, at most all the work there is.
-    fn predicted_wait(&self, load: &Load, lane: LaneId) -> Duration {
+    fn predicted_wait(&self, snapshot: &Snapshot, lane: LaneId) -> Duration {
         let lane = lane.0 as usize;
-        let Some(own) = load.lanes.get(lane) else {
+        let lanes = &snapshot.load.lanes;
+        // The engine has not seen what is in the inbox, but it is just as much before us.
+        let inbox = |lane: usize| snapshot.inbox_work.get(lane).copied().unwrap_or_default();
+        let work = |lane: usize| lanes[lane].waiting_work.plus(inbox(lane));
+        if lane >= lanes.len() {
             return Duration::ZERO;
+        }
+        let has_work = |index: usize| {
+            let load = &lanes[index];
+            load.waiting + load.running > 0 || inbox(index) > Micros(0)
         };
-        let has_work = |load: &LaneLoad| load.waiting + load.running > 0;
-        let competing: f64 = load
-            .lanes
-            .iter()
-            .enumerate()
-            .filter(|&(index, load)| index == lane || has_work(load))
-            .map(|(index, _)| self.weight(index))
-            .sum();
-        let total: u64 = load.lanes.iter().map(|lane| lane.waiting_work.0).sum();
-        let scaled = own.waiting_work.as_seconds() * competing / self.weight(lane);
-        Duration::from_secs_f64(scaled.min(total as f64 / 1e6))
+        let competing = (0..lanes.len()).filter(|&index| index == lane || has_work(index));
+        let competing: f64 = competing.map(|index| self.weight(index)).sum();
+        let total: f64 = (0..lanes.len()).map(|index| work(index).as_seconds()).sum();
+        let scaled = work(lane).as_seconds() * competing / self.weight(lane);
+        Duration::from_secs_f64(scaled.min(total))
     }
 
     fn weight(&self, lane: usize) -> f64 {
@@ -112,7 +121,7 @@ fn full(message: String, wait: Duration) -> Error {
 mod tests {
     use super::*;
     use crate::model::ModelTask;
-    use crate::request::Micros;
+    use crate::scheduler::{LaneLoad, Load};
 
     fn manifest(weight: f64) -> Manifest {
         Manifest {
@@ -143,7 +152,7 @@ mod tests {
 
     fn wait(manifests: &[Manifest], lanes: Vec<LaneLoad>, lane: u16) -> f64 {
         let bounds = Bounds { limits: &Limits::default(), manifests };
-        bounds.predicted_wait(&snapshot(lanes).load, LaneId(lane)).as_secs_f64()
+        bounds.predicted_wait(&snapshot(lanes), LaneId(lane)).as_secs_f64()
     }
 
     #[test]
@@ -166,6 +175,25 @@ mod tests {
     }
 
     #[test]
+    fn predicted_wait_counts_the_inbox() {
+        let manifests = [manifest(1.0), manifest(1.0)];
+        let bounds = Bounds { limits: &Limits::default(), manifests: &manifests };
+        let seconds = |inbox_work: Vec<Micros>, lane| {
+            let snapshot = Snapshot { inbox_work, ..snapshot(vec![self::lane(1, 1, 4), idle()]) };
+            bounds.predicted_wait(&snapshot, LaneId(lane)).as_secs_f64()
+        };
+        assert_eq!(seconds(vec![], 0), 4.0);
+        assert_eq!(seconds(vec![Micros(3_000_000), Micros(0)], 0), 7.0);
+        // What waits in another lane's inbox makes that lane a competitor.
+        assert_eq!(seconds(vec![Micros(0), Micros(3_000_000)], 0), 7.0);
+        assert_eq!(seconds(vec![Micros(0), Micros(1_000_000)], 1), 2.0);
+    }
+
+    fn idle() -> LaneLoad {
+        LaneLoad::default()
+    }
+
+    #[test]
     fn bounds_hold_in_their_order() {
         let limits = Limits { queue_requests: 4, queue_tokens: 100, ..Limits::default() };
         let bounds = Bounds { limits: &limits, manifests: &[] };
@@ -176,6 +204,7 @@ mod tests {
         assert_eq!(check(&snapshot(vec![]), 1, 100), Ok(()));
         let large = Err((Rejection::TooLarge, ErrorKind::TooLarge));
         assert_eq!(check(&snapshot(vec![]), 1, 101), large);
+        assert_eq!(check(&snapshot(vec![]), 5, 1), large);
         let full = Err((Rejection::QueueFull, ErrorKind::QueueFull));
         assert_eq!(check(&snapshot(vec![lane(3, 1, 1)]), 1, 1), Ok(()));
         assert_eq!(check(&snapshot(vec![lane(4, 1, 1)]), 1, 1), full);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Front;
+use super::callers::Callers;
 use crate::catalog::{Catalog, ModelCard};
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, Phase};
@@ -52,7 +53,9 @@ pub(crate) fn front(config: Config) -> (Arc<Front>, mpsc::Receiver<Submission>) 
     let lifecycle = Lifecycle::new(Duration::from_secs(30), Arc::clone(&telemetry));
     advance(&lifecycle, Phase::Ready);
     let (inbox, submissions) = mpsc::channel(config.limits.queue_requests);
-    let front = Front::new(Arc::new(config), Arc::new(catalog), telemetry, lifecycle, inbox);
+    let callers = Callers::open(&config.auth, Arc::clone(&telemetry)).expect("keys");
+    let front =
+        Front::new(Arc::new(config), Arc::new(catalog), telemetry, lifecycle, callers, inbox);
     (front, submissions)
 }
 

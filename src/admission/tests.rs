@@ -105,7 +105,8 @@ async fn submits_all_or_none() {
     assert!(a.request.id < b.request.id);
     assert_eq!(a.request.deadline, Some(a.request.arrived.plus(Micros(600_000_000))));
     // What is in the inbox may be more than telemetry has heard of: the channel bounds it too.
-    front.telemetry.received(2, 5);
+    front.telemetry.received(model.lane, 2);
+    front.telemetry.received(model.lane, 3);
     let fill: Vec<_> = (0..3).map(|_| front.inbox.try_reserve().unwrap()).collect();
     let mut third = ticket(&front);
     let error = front.submit(&mut third, model, vec![task(1)]).unwrap_err();

@@ -7,10 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Front;
+use super::callers::Caller;
+use super::quota::Pass;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{InFlight, Phase};
 use crate::model::ModelTask;
-use crate::request::{LaneId, Micros, TenantId, Usage};
+use crate::request::{LaneId, Meter, Micros, TenantId, Usage};
 use crate::telemetry::{Ended, Rejection, RequestReport};
 
 /// One API request. Dropping it is its end: answered if [`Ticket::finish`] was called, failed if
@@ -23,6 +25,10 @@ pub struct Ticket {
     arrived: Micros,
     timeout: Duration,
     task: ModelTask,
+    caller: Caller,
+    pass: Option<Pass>,
+    /// What each of its tasks has taken.
+    meters: Vec<Arc<Meter>>,
     lane: Option<LaneId>,
     in_flight: Option<InFlight>,
     /// Prompt tokens in the inbox; none while nothing was submitted.
@@ -44,6 +50,9 @@ impl Ticket {
             arrived,
             timeout,
             task,
+            caller: Caller::default(),
+            pass: None,
+            meters: Vec::new(),
             lane: None,
             in_flight: None,
             submitted: None,
@@ -60,7 +69,12 @@ impl Ticket {
 
     /// Who asks.
     pub fn tenant(&self) -> TenantId {
-        TenantId::default()
+        self.caller.tenant
+    }
+
+    /// Says who asks.
+    pub fn belongs_to(&mut self, caller: Caller) {
+        self.caller = caller;
     }
 
     /// When it arrived, on the telemetry clock.
@@ -138,8 +152,35 @@ impl Ticket {
         self.refused_for = Some(reason);
     }
 
+    pub(super) fn metered(&mut self, meter: Arc<Meter>) {
+        self.meters.push(meter);
+    }
+
     pub(super) fn submitted(&mut self, tokens: u64) {
         self.submitted = Some(tokens);
+        self.spend(tokens);
+    }
+
+    pub(super) fn take_quota(&mut self) -> Result<()> {
+        if let Some(quota) = &self.caller.quota {
+            self.pass = Some(quota.enter(self.front.telemetry.now())?);
+        }
+        Ok(())
+    }
+
+    fn metered_usage(&self) -> Usage {
+        self.meters.iter().map(|meter| meter.usage()).fold(Usage::default(), |sum, usage| Usage {
+            prompt_tokens: sum.prompt_tokens + usage.prompt_tokens,
+            cached_tokens: sum.cached_tokens + usage.cached_tokens,
+            generated_tokens: sum.generated_tokens + usage.generated_tokens,
+        })
+    }
+
+    /// Books tokens on the caller's key.
+    fn spend(&self, tokens: u64) {
+        if let Some(pass) = &self.pass {
+            pass.spend(self.front.telemetry.now(), tokens);
+        }
     }
 
     fn report(&self, ended: Ended) {
@@ -150,21 +191,28 @@ impl Ticket {
             front.telemetry.rejected(self.lane, reason);
         }
         let duration = self.started.elapsed();
+        // Who left before the end has taken what came until then.
+        let usage = match ended {
+            Ended::Cancelled => self.metered_usage(),
+            _ => self.usage,
+        };
+        self.spend(usage.generated_tokens.into());
         front.telemetry.request_finished(&RequestReport {
             lane: self.lane,
             tenant: self.tenant(),
             task: self.task,
             ended,
             duration,
-            usage: self.usage,
+            usage,
         });
         tracing::info!(
             request_id = %self.request_id,
             model = self.lane.map_or("unknown", |lane| front.catalog.lane(lane).name.as_str()),
+            key = self.caller.key(),
             ended = ?ended,
             duration_ms = duration.as_secs_f64() * 1e3,
             submitted_tokens = self.submitted.unwrap_or(0),
-            generated_tokens = self.usage.generated_tokens,
+            generated_tokens = usage.generated_tokens,
             "request finished"
         );
     }

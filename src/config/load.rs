@@ -164,14 +164,19 @@ fn check_together(config: &Config) -> Result<(), ConfigError> {
     let listeners = [("server", &config.server.hosts), ("admin", &config.admin.hosts)];
     for (section, hosts) in listeners {
         let open = hosts.iter().find(|host| !host.is_loopback());
-        if let Some(host) = open.filter(|_| !config.auth.no_auth) {
+        let guarded = config.auth.no_auth || config.auth.keys_file.is_some();
+        if let Some(host) = open.filter(|_| !guarded) {
             let message = format!(
                 "{section}.host {host} is reachable from other machines, and no API keys guard \
-                 it: bind to loopback, or set --no-auth (SCONCE_NO_AUTH=true) where the network \
-                 decides who may call"
+                 it: set auth.keys_file (SCONCE_KEYS_FILE), bind to loopback, or set --no-auth \
+                 (SCONCE_NO_AUTH=true) where the network decides who may call"
             );
             return Err(ConfigError::new(Fault::Config, message));
         }
+    }
+    if config.auth.no_auth && config.auth.keys_file.is_some() {
+        let message = "auth.no_auth and auth.keys_file contradict each other: unset one of them";
+        return Err(ConfigError::new(Fault::Config, message));
     }
     let port = config.server.port;
     if port != 0 && port == config.admin.port {

@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod error;
 pub mod flags;
+pub mod keys;
 pub mod load;
 pub mod manifest;
 mod document;
@@ -103,6 +104,10 @@ pub struct Server {
     pub max_connections: usize,
     /// Largest request body.
     pub max_body_bytes: usize,
+    /// From the end of a request's headers to the end of its body.
+    pub body_timeout: Duration,
+    /// A client that takes nothing of its answer for this long is gone.
+    pub write_timeout: Duration,
 }
 
 /// `[admin]`
@@ -114,11 +119,19 @@ pub struct Admin {
     pub port: u16,
     /// Also serve `/metrics` on the main port.
     pub metrics_on_main: bool,
+    /// Also listen on this Unix socket, for its owner alone.
+    pub socket: Option<PathBuf>,
 }
 
 /// `[auth]`
 #[derive(Debug, Clone, Default)]
 pub struct Auth {
+    /// File of API keys; with it, nothing but health probes answers without one.
+    pub keys_file: Option<PathBuf>,
+    /// Header in which a gateway names the tenant.
+    pub tenant_header: Option<String>,
+    /// `/metrics` answers without a key.
+    pub open_metrics: bool,
     /// Serve beyond loopback without API keys.
     pub no_auth: bool,
 }
@@ -263,13 +276,15 @@ impl Default for Server {
             max_connection_age: Duration::from_secs(300),
             max_connections: 4096,
             max_body_bytes: 4 << 20,
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(30),
         }
     }
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { hosts: values::loopback(), port: 9464, metrics_on_main: false }
+        Self { hosts: values::loopback(), port: 9464, metrics_on_main: false, socket: None }
     }
 }
 

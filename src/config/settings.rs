@@ -2,8 +2,8 @@
 //! [`Config`] and back; not where the text came from.
 
 use super::values::{
-    Parsed, count, endpoint, hosts, join, number, path, port, seconds, secret, show_size, size,
-    switch, whole,
+    Parsed, count, endpoint, header, hosts, join, number, path, port, seconds, secret, show_size,
+    size, switch, whole,
 };
 use super::{Config, Verify};
 
@@ -34,16 +34,8 @@ pub(super) struct Refused {
 }
 
 /// Keys that are refused.
-pub(super) const REFUSED: &[Refused] = &[
-    Refused {
-        key: "auth.keys_file",
-        env: Some("SCONCE_KEYS_FILE"),
-        instead: "bind to loopback, or set --no-auth where the network decides who may call",
-    },
-    Refused { key: "auth.tenant_header", env: None, instead: "remove it" },
-    Refused { key: "admin.socket", env: None, instead: "use admin.host and admin.port" },
-    Refused { key: "cost.price_file", env: None, instead: "use cost.device_hourly_usd" },
-];
+pub(super) const REFUSED: &[Refused] =
+    &[Refused { key: "cost.price_file", env: None, instead: "use cost.device_hourly_usd" }];
 
 /// Every key, in the order of the documentation.
 pub(super) const SETTINGS: &[&[Setting]] = &[SERVER, LIMITS, DEVICE, MODELS];
@@ -54,8 +46,8 @@ pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
 }
 
 /// A path, or nothing.
-fn shown(path: &Option<std::path::PathBuf>) -> String {
-    path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+fn shown(path: Option<&std::path::Path>) -> String {
+    path.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 const SERVER: &[Setting] = &[
@@ -96,6 +88,18 @@ const SERVER: &[Setting] = &[
         get: |c| show_size(c.server.max_body_bytes as u64),
     },
     Setting {
+        key: "server.body_timeout_seconds",
+        env: &[],
+        set: |c, t| seconds(t, 0.1..=3600.0).map(|v| c.server.body_timeout = v),
+        get: |c| c.server.body_timeout.as_secs_f64().to_string(),
+    },
+    Setting {
+        key: "server.write_timeout_seconds",
+        env: &[],
+        set: |c, t| seconds(t, 0.1..=3600.0).map(|v| c.server.write_timeout = v),
+        get: |c| c.server.write_timeout.as_secs_f64().to_string(),
+    },
+    Setting {
         key: "admin.host",
         env: &["SCONCE_ADMIN_HOST"],
         set: |c, t| hosts(t).map(|v| c.admin.hosts = v),
@@ -112,6 +116,30 @@ const SERVER: &[Setting] = &[
         env: &[],
         set: |c, t| switch(t).map(|v| c.admin.metrics_on_main = v),
         get: |c| c.admin.metrics_on_main.to_string(),
+    },
+    Setting {
+        key: "admin.socket",
+        env: &["SCONCE_ADMIN_SOCKET"],
+        set: |c, t| path(t).map(|v| c.admin.socket = Some(v)),
+        get: |c| shown(c.admin.socket.as_deref()),
+    },
+    Setting {
+        key: "auth.keys_file",
+        env: &["SCONCE_KEYS_FILE"],
+        set: |c, t| path(t).map(|v| c.auth.keys_file = Some(v)),
+        get: |c| shown(c.auth.keys_file.as_deref()),
+    },
+    Setting {
+        key: "auth.tenant_header",
+        env: &[],
+        set: |c, t| header(t).map(|v| c.auth.tenant_header = Some(v)),
+        get: |c| c.auth.tenant_header.clone().unwrap_or_default(),
+    },
+    Setting {
+        key: "auth.open_metrics",
+        env: &[],
+        set: |c, t| switch(t).map(|v| c.auth.open_metrics = v),
+        get: |c| c.auth.open_metrics.to_string(),
     },
     Setting {
         key: "auth.no_auth",
@@ -252,13 +280,13 @@ const MODELS: &[Setting] = &[
         key: "models.hub_cache",
         env: &["HF_HUB_CACHE"],
         set: |c, t| path(t).map(|v| c.models.hub_cache = Some(v)),
-        get: |c| shown(&c.models.hub_cache),
+        get: |c| shown(c.models.hub_cache.as_deref()),
     },
     Setting {
         key: "models.ca_file",
         env: &["SSL_CERT_FILE"],
         set: |c, t| path(t).map(|v| c.models.ca_file = Some(v)),
-        get: |c| shown(&c.models.ca_file),
+        get: |c| shown(c.models.ca_file.as_deref()),
     },
     Setting {
         key: "models.verify",

@@ -148,9 +148,15 @@ fn every_setting_has_a_range_and_says_so() {
         ("server.max_connection_age_seconds", &["0.5", "1e9"]),
         ("server.max_connections", &["0", "1000001", "1.5"]),
         ("server.max_body_bytes", &["0", "2GiB", "4 MiBs", "-1", "99999999999999999999TiB"]),
+        ("server.body_timeout_seconds", &["0", "3601"]),
+        ("server.write_timeout_seconds", &["0", "never"]),
         ("admin.host", &["nowhere"]),
         ("admin.port", &["65536"]),
         ("admin.metrics_on_main", &["yes", "2"]),
+        ("admin.socket", &[""]),
+        ("auth.keys_file", &[""]),
+        ("auth.tenant_header", &["", "x y", "x:y"]),
+        ("auth.open_metrics", &["maybe"]),
         ("auth.no_auth", &["maybe"]),
         ("limits.max_wait_seconds", &["0", "3601"]),
         ("limits.queue_requests", &["0", "many"]),
@@ -265,13 +271,7 @@ fn every_flag_reaches_its_setting() {
 
 #[test]
 fn keys_that_are_not_served_yet_are_refused() {
-    for (toml, env) in [
-        ("[auth]\nkeys_file = \"k\"", None),
-        ("[auth]\ntenant_header = \"x\"", None),
-        ("[admin]\nsocket = \"s\"", None),
-        ("[cost]\nprice_file = \"p\"", None),
-        ("", Some(("SCONCE_KEYS_FILE", "/keys"))),
-    ] {
+    for (toml, env) in [("[cost]\nprice_file = \"p\"", None::<(&str, &str)>)] {
         let error = refused(toml, &["--no-auth"], env.as_slice());
         assert!(error.to_string().contains("is not served yet"), "{error}");
         assert_eq!(error.exit_code(), 78);
@@ -289,6 +289,11 @@ fn an_open_bind_needs_no_auth() {
         }
         with("", &[flag, "127.0.0.9"], &[]).expect("all of 127/8 is loopback");
     }
+    // Keys guard as well; both together say two things.
+    let keys = [("SCONCE_KEYS_FILE", "/keys")];
+    with("", &["--host", "::"], &keys).expect("guarded");
+    let error = refused("", &["--no-auth"], &keys).to_string();
+    assert!(error.contains("auth.no_auth") && error.contains("auth.keys_file"), "{error}");
     let error = refused("", &["--port", "7000", "--admin-port", "7000"], &[]).to_string();
     assert!(error.contains("both 7000"), "{error}");
     with("", &["--port", "0", "--admin-port", "0"], &[]).expect("two free ports differ");

@@ -131,6 +131,15 @@ pub(super) fn secret(text: &str) -> Parsed<String> {
     if valid { Ok(text.to_owned()) } else { Err("visible ASCII characters".into()) }
 }
 
+/// The name of an HTTP header, in lower case.
+pub(super) fn header(text: &str) -> Parsed<String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    match (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("a header's name: up to 64 letters, digits, - and _".into()),
+    }
+}
+
 /// Items joined by `separator`.
 pub(super) fn join<T: ToString>(items: &[T], separator: &str) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)

@@ -23,7 +23,7 @@ use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Phase;
-use crate::request::{Event, LaneId, Micros, RequestId, Sink, Submission, Task};
+use crate::request::{Event, LaneId, Micros, Request, RequestId, Sink, Submission, Task, TenantId};
 use crate::scheduler::step::{Outcome, SlotId, Step};
 use crate::scheduler::{Load, Said, Scheduler};
 use crate::telemetry::{StepReport, Telemetry};
@@ -84,6 +84,8 @@ pub struct Engine {
     outcome: Outcome,
     said: Vec<Said>,
     gone: Vec<RequestId>,
+    /// Rows of a step by tenant.
+    tenants: Vec<(TenantId, u32)>,
     load: Load,
     failures: u32,
 }
@@ -92,6 +94,7 @@ pub struct Engine {
 struct Live {
     sink: Sink,
     lane: LaneId,
+    tenant: TenantId,
     /// Device time charged for its rows so far.
     busy: Micros,
 }
@@ -100,6 +103,12 @@ struct Live {
 #[derive(Debug, Default)]
 struct Slot {
     steps: std::collections::VecDeque<Step>,
+}
+
+impl Live {
+    fn new(request: &Request, sink: Sink) -> Self {
+        Self { sink, lane: request.lane, tenant: request.tenant, busy: Micros(0) }
+    }
 }
 
 impl Engine {
@@ -122,6 +131,7 @@ impl Engine {
             outcome: Outcome::default(),
             said: Vec::new(),
             gone: Vec::new(),
+            tenants: Vec::new(),
             load: Load::default(),
             failures: 0,
         }
@@ -252,12 +262,19 @@ impl Engine {
         let busy = Micros(elapsed.0 / busy_slots);
         let rows = step.rows() as u32;
         let part = |of: u32| Micros(busy.0 * u64::from(of) / u64::from(rows.max(1)));
+        self.tenants.clear();
         for span in &step.spans {
+            let mut tenant = TenantId::default();
             if let Some(live) = self.live.get_mut(&span.request) {
                 live.busy = live.busy.plus(part(span.len() as u32));
+                tenant = live.tenant;
+            }
+            match self.tenants.last_mut() {
+                Some((last, rows)) if *last == tenant => *rows += span.len() as u32,
+                _ => self.tenants.push((tenant, span.len() as u32)),
             }
         }
-        telemetry.step_finished(&StepReport {
+        let report = StepReport {
             lane: step.lane,
             kind: step.kind,
             spans: step.spans.len() as u32,
@@ -267,7 +284,8 @@ impl Engine {
             work: self.scheduler.work(step),
             wasted_cancelled: part(notes.cancelled_rows + notes.overrun_rows),
             wasted_preempted: part(notes.recomputed_rows),
-        });
+        };
+        telemetry.step_finished(&report, &self.tenants);
     }
 
     fn install(&mut self) {
@@ -286,10 +304,9 @@ impl Engine {
 
     fn admit(&mut self, submission: Submission) {
         let Submission { request, sink } = submission;
-        let tokens = prompt_tokens(&request.task);
-        self.live.insert(request.id, Live { sink, lane: request.lane, busy: Micros(0) });
+        self.links.telemetry.received(request.lane, prompt_tokens(&request.task));
+        self.live.insert(request.id, Live::new(&request, sink));
         self.scheduler.admit(request);
-        self.links.telemetry.received(1, tokens);
     }
 
     /// A receiver that is gone is a client that is gone.
@@ -364,11 +381,11 @@ impl Engine {
         self.links.inbox.close();
         let runtime = tokio::runtime::Handle::current();
         while let Some(Submission { request, sink }) = runtime.block_on(self.links.inbox.recv()) {
-            self.links.telemetry.received(1, prompt_tokens(&request.task));
-            self.live.insert(request.id, Live { sink, lane: request.lane, busy: Micros(0) });
+            self.links.telemetry.received(request.lane, prompt_tokens(&request.task));
+            self.live.insert(request.id, Live::new(&request, sink));
         }
         let mut batch = Delivery::with_capacity(self.live.len());
-        for (_, Live { sink, lane, busy }) in self.live.drain() {
+        for (_, Live { sink, lane, busy, .. }) in self.live.drain() {
             self.links.telemetry.cut_off(lane, busy);
             batch.push((sink, Event::Failed(error.clone())));
         }

@@ -81,7 +81,7 @@ impl Bench {
             deadline: None,
             task,
         };
-        self.telemetry.submitted(1);
+        self.telemetry.submitted(lane, 1);
         self.inbox.try_send(Submission { request, sink }).unwrap();
         events
     }

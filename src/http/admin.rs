@@ -11,13 +11,14 @@ use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Serialize;
 
-use super::connection::Peer;
+use super::auth::forbid;
 use super::health::{self, is_ready};
 use super::{Id, error};
 use crate::admission::Front;
+use crate::admission::callers::Caller;
 use crate::catalog::Model;
 use crate::config::manifest::Manifest;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::lifecycle::{Notice, Phase};
 use crate::model::ModelState;
 use crate::scheduler::LaneLoad;
@@ -29,10 +30,13 @@ pub(super) fn metrics_router() -> Router<Arc<Front>> {
     Router::new().route("/metrics", get(metrics))
 }
 
+/// What probes may ask without a key.
+pub(super) fn probes() -> Router<Arc<Front>> {
+    Router::new().route("/livez", get(health::live)).route("/readyz", get(ready))
+}
+
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new()
-        .route("/livez", get(health::live))
-        .route("/readyz", get(ready))
         .route("/stats", get(stats))
         .route("/config", get(config))
         .route("/drain", get(drain_state).post(drain))
@@ -196,11 +200,11 @@ async fn drain_state(State(front): State<Arc<Front>>) -> axum::Json<DrainState> 
 async fn drain(
     State(front): State<Arc<Front>>,
     Extension(id): Extension<Id>,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Response {
-    let peer = request.extensions().get::<Peer>();
-    if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
-        let message = "only a client on this machine may start a drain";
+    if !caller.admin {
+        let message = "only a client on this machine, or one with an admin key, may start a drain";
         return forbid(message, &id);
     }
     if from_a_page(request.headers()) {
@@ -212,11 +216,6 @@ async fn drain(
     };
     front.lifecycle.notify(Notice { source: "http", within, terminate: false });
     (StatusCode::ACCEPTED, drain_state(State(front)).await).into_response()
-}
-
-fn forbid(message: &str, id: &Id) -> Response {
-    let error = Error::new(ErrorKind::InvalidRequest, message);
-    error::with_status(StatusCode::FORBIDDEN, &error, &id.0)
 }
 
 /// Browsers mark what pages send; a page on the operator's machine must not end the server.

@@ -1,38 +1,43 @@
 //! Reads a request's body: bounded, timed, parsed as JSON. Knows no endpoint.
 
-use std::time::Duration;
-
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
 use crate::admission::Front;
+use crate::admission::callers::Caller;
 use crate::admission::ticket::Ticket;
+use crate::config::Server;
 use crate::error::{Error, ErrorKind, Result};
 
-/// A body that makes no progress for this long is given up.
-const STALL: Duration = Duration::from_secs(30);
+/// Bytes that are reserved for a body before any of it is here.
+const AT_FIRST: usize = 64 * 1024;
 
 /// Characters of a parser's message that are shown: it quotes the offending value.
 const SHOWN_MAX: usize = 200;
 
-/// The body as `T`; also takes the caller's `x-request-timeout` over into the ticket.
+/// The body as `T`; also takes the caller and its `x-request-timeout` over into the ticket.
 ///
 /// # Errors
-/// `InvalidRequest` for what is not JSON of this shape, `TooLarge` above `server.max_body_bytes`.
+/// `InvalidRequest` for what is not JSON of this shape, `TooLarge` above `server.max_body_bytes`,
+/// `RequestTimeout` for one that takes longer than `server.body_timeout_seconds`.
 pub(super) async fn json<T: DeserializeOwned + Send + 'static>(
     front: &Front,
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<T> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    if let Some(caller) = parts.extensions.remove::<Caller>() {
+        ticket.belongs_to(caller);
+    }
     if let Some(seconds) = parts.headers.get("x-request-timeout") {
         ticket.limit_time(seconds.to_str().unwrap_or(""))?;
     }
     check_content_type(&parts.headers)?;
-    let bytes = read(ticket, &parts.headers, body, front.config.server.max_body_bytes).await?;
+    let bytes = read(ticket, &parts.headers, body, &front.config.server).await?;
     front.parse(bytes, misshapen).await
 }
 
@@ -62,18 +67,20 @@ async fn read(
     ticket: &mut Ticket,
     headers: &HeaderMap,
     mut body: Body,
-    most: usize,
+    limits: &Server,
 ) -> Result<Vec<u8>> {
+    let most = limits.max_body_bytes;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<usize>().ok()).unwrap_or(0);
     if announced > most {
         return Err(too_large(announced, most));
     }
-    let mut bytes = Vec::with_capacity(announced);
+    // What is announced is not believed beyond the usual: memory is taken as bytes come.
+    let mut bytes = Vec::with_capacity(announced.min(AT_FIRST));
+    let until = ticket.expires().min(Instant::now() + limits.body_timeout);
     loop {
-        let until = ticket.expires().min(tokio::time::Instant::now() + STALL);
-        let Ok(frame) = tokio::time::timeout_at(until, body.frame()).await else {
-            return Err(Error::new(ErrorKind::InvalidRequest, "the body did not arrive in time"));
+        let Ok(frame) = timeout_at(until, body.frame()).await else {
+            return Err(too_slow(bytes.len(), limits));
         };
         match frame {
             None => return Ok(bytes),
@@ -90,6 +97,14 @@ async fn read(
             }
         }
     }
+}
+
+fn too_slow(bytes: usize, limits: &Server) -> Error {
+    let message = format!(
+        "the body did not arrive within {} s (server.body_timeout_seconds); {bytes} bytes did",
+        limits.body_timeout.as_secs_f64()
+    );
+    Error::new(ErrorKind::RequestTimeout, message)
 }
 
 fn too_large(bytes: usize, most: usize) -> Error {

@@ -1,15 +1,17 @@
 //! One connection: header and idle timeouts, its age, its end. Knows hyper, not the routes.
 //!
 //! hyper's own `header_read_timeout` also runs on idle keep-alive connections, so the time from a
-//! request's first byte to the end of its headers is measured here, where bytes come in.
+//! request's first byte to the end of its headers is measured here, where bytes come in. Where
+//! bytes go out, a client that does not take them is given up: its answer's body is dropped, and
+//! with it the request.
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,7 +23,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
@@ -29,20 +30,43 @@ use tower::ServiceExt;
 use super::listener::Limits;
 use crate::lifecycle::Phase;
 
-/// Most bytes of one request's headers.
-const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of one request's headers that are read at all, and of an answer that are held back
+/// for a slow client. The router refuses fewer, and can say why.
+const BUFFER_BYTES_MAX: usize = 128 * 1024;
+
+/// Most headers of one request that are read at all.
+const HEADERS_READ_MAX: usize = 256;
 
 /// How long answers may still be written once the process has stopped.
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// Who is at the other end; in every request's extensions.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) enum Peer {
+    /// By network.
+    Address(SocketAddr),
+    /// By the admin socket.
+    Socket,
+}
+
+impl Peer {
+    /// Whether it is a process on this machine. Not all of 127/8: sidecar proxies hand over what
+    /// came from elsewhere from addresses like 127.0.0.6.
+    pub(super) fn is_local(self) -> bool {
+        match self {
+            Peer::Address(address) => {
+                let ip = address.ip().to_canonical();
+                ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST
+            }
+            Peer::Socket => true,
+        }
+    }
+}
 
 /// Serves one connection to its end.
-pub(super) async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
+pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: Peer,
     router: Router,
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
@@ -54,7 +78,7 @@ pub(super) async fn serve(
     let service = service_fn(move |mut request: Request<Incoming>| {
         activity.busy.store(true, Ordering::Relaxed);
         let guard = Busy(Arc::clone(&activity));
-        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(peer);
         let answer = router.clone().oneshot(request.map(Body::new));
         async move {
             let mut response = answer.await?;
@@ -70,7 +94,8 @@ pub(super) async fn serve(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        .max_buf_size(HEADER_BYTES_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .max_headers(HEADERS_READ_MAX)
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     // A new connection may ask once in any phase: only what comes later ends it.
@@ -79,7 +104,7 @@ pub(super) async fn serve(
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(%peer, %error, "connection ended");
+                    tracing::debug!(?peer, %error, "connection ended");
                 }
                 return;
             }
@@ -96,7 +121,7 @@ pub(super) async fn serve(
     }
     connection.as_mut().graceful_shutdown();
     if tokio::time::timeout(FLUSH, connection).await.is_err() {
-        tracing::debug!(%peer, "connection cut");
+        tracing::debug!(?peer, "connection cut");
     }
 }
 
@@ -149,21 +174,41 @@ impl hyper::body::Body for Tracked {
     }
 }
 
-/// A stream that ends when it is idle for too long, or when a request's headers take too long.
-struct Timed {
-    stream: TcpStream,
+/// A stream that ends when it is idle for too long, when a request's headers take too long, or
+/// when nothing of an answer is taken for too long.
+struct Timed<S> {
+    stream: S,
     activity: Arc<Activity>,
     was_busy: bool,
     /// Some of a request's headers are here.
     in_headers: bool,
     limits: Limits,
     timer: Pin<Box<Sleep>>,
+    /// Runs while the other end takes nothing; most never need one.
+    stuck: Option<Pin<Box<Sleep>>>,
 }
 
-impl Timed {
-    fn new(stream: TcpStream, activity: Arc<Activity>, limits: Limits) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Timed<S> {
+    fn new(stream: S, activity: Arc<Activity>, limits: Limits) -> Self {
         let timer = Box::pin(tokio::time::sleep(limits.keep_alive));
-        Self { stream, activity, was_busy: false, in_headers: false, limits, timer }
+        Self { stream, activity, was_busy: false, in_headers: false, limits, timer, stuck: None }
+    }
+
+    /// Passes on how a write went, unless the other end has taken nothing for too long.
+    fn unless_stuck<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stuck = None;
+            return written;
+        }
+        let limit = self.limits.write_time;
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(stuck.as_mut().poll(context));
+        let message = "the client takes nothing of its answer";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
     }
 
     fn start_timer(&mut self, time: Duration) {
@@ -183,7 +228,7 @@ impl Timed {
     }
 }
 
-impl AsyncRead for Timed {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Timed<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -215,13 +260,14 @@ impl AsyncRead for Timed {
     }
 }
 
-impl AsyncWrite for Timed {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.unless_stuck(context, written)
     }
 
     fn poll_write_vectored(
@@ -229,7 +275,8 @@ impl AsyncWrite for Timed {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.unless_stuck(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

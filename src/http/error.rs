@@ -74,6 +74,8 @@ fn status(kind: ErrorKind) -> StatusCode {
     use ErrorKind::*;
     match kind {
         InvalidRequest | Unsupported | ContextLengthExceeded => StatusCode::BAD_REQUEST,
+        Unauthorized => StatusCode::UNAUTHORIZED,
+        RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ModelNotFound | NotFound => StatusCode::NOT_FOUND,
         QueueFull | RateLimited => StatusCode::TOO_MANY_REQUESTS,
@@ -93,6 +95,9 @@ fn family(kind: ErrorKind) -> &'static str {
 
 fn add_retry_headers(headers: &mut HeaderMap, error: &Error) {
     let kind = error.kind();
+    if kind == ErrorKind::Unauthorized {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if error.retryable() {
         // Whole seconds, at least one: zero would be "at once", and clients read no fractions.
         let seconds = error.wait().map_or(1, |wait| wait.as_secs_f64().ceil().max(1.0) as u64);

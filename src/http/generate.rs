@@ -97,7 +97,7 @@ impl Running {
     /// A stream's status is still open until its first token: a failure before that gets a real
     /// status, which clients know how to retry. Not for longer than a ping, for proxies' sake.
     async fn wait_for_headers(&mut self, front: &Front, ticket: &Ticket) -> Result<()> {
-        let ping = Instant::now() + front.config.limits.sse_ping;
+        let ping = Instant::now() + front.config.limits.sse_ping.min(sse::HEADERS_HELD_MAX);
         match timeout_at(ping.min(ticket.expires()), self.answers.begin()).await {
             Ok(first) => first,
             Err(_) if Instant::now() >= ticket.expires() => Err(ticket.expired()),

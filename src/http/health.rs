@@ -1,4 +1,5 @@
-//! Liveness and readiness. Overload never flips readiness; only the phase and a dead engine do.
+//! Liveness and readiness: the only paths that answer without a key. Overload never flips
+//! readiness; only the phase and a dead engine do.
 
 use std::sync::Arc;
 
@@ -18,7 +19,11 @@ pub(super) fn router() -> Router<Arc<Front>> {
         .route("/health", get(ready))
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
-        .route("/v2/models/{*path}", get(model_ready))
+}
+
+/// Readiness of single models: it tells which there are, so it needs a key.
+pub(super) fn models() -> Router<Arc<Front>> {
+    Router::new().route("/v2/models/{*path}", get(model_ready))
 }
 
 /// Whether the process is worth keeping: until it has stopped, unless the engine has died.

@@ -1,23 +1,33 @@
 //! The listening sockets and the accept loop. `axum::serve` sets no timer and no connection cap,
 //! so connections are accepted and bounded here.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
-use super::connection;
+use super::connection::{self, Peer};
 use crate::lifecycle::Phase;
 
 /// Connections that the system holds until they are accepted.
 const BACKLOG: u32 = 1024;
 
+/// Bytes that the system may hold for a client that does not read.
+const SEND_BUFFER: u32 = 256 * 1024;
+
 /// How often a port that the system chose may be taken on another address.
 const PORT_TRIES: usize = 16;
+
+/// Open files that are no connections of clients: models, logs, the admin side.
+const FILES_BESIDES: u64 = 256;
 
 /// Rest after a failed accept: most often there are no file descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -33,12 +43,33 @@ pub struct Limits {
     pub max_connection_age: Duration,
     /// From a request's first byte to the end of its headers.
     pub header_time: Duration,
+    /// A client that takes nothing of its answer for this long is gone.
+    pub write_time: Duration,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix { listener: UnixListener, _file: SocketFile },
+}
+
+/// The file of a Unix socket; goes with it.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "admin socket not removed");
+        }
+    }
 }
 
 /// Bound and not yet serving: the ports are known before anything is answered.
 #[derive(Debug)]
 pub struct Server {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     port: u16,
     limits: Limits,
 }
@@ -51,6 +82,7 @@ impl Limits {
             keep_alive: server.keep_alive,
             max_connection_age: server.max_connection_age,
             header_time: Duration::from_secs(10),
+            write_time: server.write_timeout,
         }
     }
 
@@ -71,7 +103,10 @@ impl Server {
         let mut tries = 0;
         loop {
             match bind_all(hosts, port) {
-                Ok((listeners, port)) => return Ok(Self { listeners, port, limits }),
+                Ok((listeners, port)) => {
+                    let listeners = listeners.into_iter().map(Listener::Tcp).collect();
+                    return Ok(Self { listeners, port, limits });
+                }
                 Err(error)
                     if port == 0
                         && error.kind() == io::ErrorKind::AddrInUse
@@ -84,6 +119,29 @@ impl Server {
         }
     }
 
+    /// Also listens on a Unix socket, for this user alone. A socket that nobody answers on any
+    /// longer is replaced.
+    ///
+    /// # Errors
+    /// The system's, naming the path.
+    pub fn bind_socket(&mut self, path: &Path) -> io::Result<()> {
+        let naming =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let left_behind = path.metadata().is_ok_and(|file| file.file_type().is_socket())
+            && std::os::unix::net::UnixStream::connect(path).is_err();
+        if left_behind {
+            std::fs::remove_file(path).map_err(naming)?;
+        }
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(path).map_err(naming)?;
+        let file = SocketFile(path.to_owned());
+        // Before anybody can connect.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(naming)?;
+        let listener = socket.listen(BACKLOG).map_err(naming)?;
+        self.listeners.push(Listener::Unix { listener, _file: file });
+        Ok(())
+    }
+
     /// The port, also when the system chose it.
     pub fn port(&self) -> u16 {
         self.port
@@ -91,7 +149,11 @@ impl Server {
 
     /// Every bound address.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+        let address = |listener: &Listener| match listener {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix { .. } => None,
+        };
+        self.listeners.iter().filter_map(address).collect()
     }
 
     /// Answers with `router`. After `Draining`, idle connections are closed and the others end
@@ -117,6 +179,27 @@ impl Server {
         // Every connection holds one slot to its end.
         let all = u32::try_from(most).unwrap_or(u32::MAX);
         let _all = slots.acquire_many(all).await;
+    }
+}
+
+/// Raises this process's limit on open files, where the system lets it, to hold so many
+/// connections: the usual limit of 1,024 is for programs that poll with `select`.
+pub fn allow_connections(most: usize) {
+    let wanted = most as u64 + FILES_BESIDES;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|now| now >= wanted) {
+        return;
+    }
+    let granted = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised =
+        setrlimit(Resource::Nofile, Rlimit { current: Some(granted), maximum: limit.maximum });
+    if raised.is_err() || granted < wanted {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(0);
+        tracing::warn!(
+            open_files = limit,
+            max_connections = most,
+            "fewer open files are allowed than server.max_connections asks for"
+        );
     }
 }
 
@@ -153,6 +236,9 @@ fn bind_all(hosts: &[IpAddr], port: u16) -> io::Result<(Vec<TcpListener>, u16)> 
 fn listen(host: IpAddr, port: u16) -> io::Result<TcpListener> {
     let socket = if host.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    // Accepted connections inherit it. Without, the system takes in megabytes for a client that
+    // does not read, and nobody notices.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(SocketAddr::new(host, port))?;
     socket.listen(BACKLOG)
 }
@@ -168,7 +254,7 @@ fn naming(error: io::Error, host: IpAddr, port: u16) -> io::Error {
 }
 
 async fn accept_all(
-    listener: TcpListener,
+    listener: Listener,
     router: Router,
     limits: Limits,
     phase: watch::Receiver<Phase>,
@@ -177,19 +263,20 @@ async fn accept_all(
     let mut stopped = phase.clone();
     let mut stopped = std::pin::pin!(stopped.wait_for(|phase| *phase == Phase::Stopped));
     loop {
+        // The slot comes second: a listener that nobody connects to must not hold one.
         let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok();
-            (listener.accept().await, slot)
+            let accepted = listener.accept().await;
+            (accepted, Arc::clone(&slots).acquire_owned().await.ok())
         };
         let (accepted, slot) = tokio::select! {
             accepted = accepted => accepted,
             _ = &mut stopped => return,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let connection = serve_one(stream, peer, router.clone(), limits, phase.clone());
+            Ok(accepted) => {
+                let (router, phase) = (router.clone(), phase.clone());
                 tokio::spawn(async move {
-                    connection.await;
+                    accepted.serve(router, limits, phase).await;
                     drop(slot);
                 });
             }
@@ -201,16 +288,38 @@ async fn accept_all(
     }
 }
 
-async fn serve_one(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    limits: Limits,
-    phase: watch::Receiver<Phase>,
-) {
-    // Tokens are small writes; waiting to fill a packet is what a client notices.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "no delay-free socket");
+/// A connection that is not served yet.
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Listener::Tcp(listener) => {
+                listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer))
+            }
+            Listener::Unix { listener, .. } => {
+                listener.accept().await.map(|(stream, _)| Accepted::Unix(stream))
+            }
+        }
     }
-    connection::serve(stream, peer, router, limits, phase).await;
+}
+
+impl Accepted {
+    async fn serve(self, router: Router, limits: Limits, phase: watch::Receiver<Phase>) {
+        match self {
+            Accepted::Tcp(stream, peer) => {
+                // Tokens are small writes; waiting to fill a packet is what a client notices.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%peer, %error, "no delay-free socket");
+                }
+                connection::serve(stream, Peer::Address(peer), router, limits, phase).await;
+            }
+            Accepted::Unix(stream) => {
+                connection::serve(stream, Peer::Socket, router, limits, phase).await;
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ pub mod listener;
 
 mod admin;
 mod answer;
+mod auth;
 mod body;
 mod chat;
 mod completions;
@@ -25,11 +26,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 
 use crate::admission::Front;
+use crate::error::{Error, ErrorKind};
 
 /// Where a response names its request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,30 +40,55 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Debug, Clone)]
 struct Id(Arc<str>);
 
-/// What the API's clients may ask.
+/// Most bytes of a request's headers; beyond twice that, the connection's own limit answers.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// Most headers of a request.
+const HEADERS_MAX: usize = 100;
+
+/// What the API's clients may ask. Deny by default: what is merged here needs a key, and only
+/// what `open` adds does not.
 pub fn main_router(front: Arc<Front>) -> Router {
-    let mut router = Router::new()
+    let mut guarded = Router::new()
         .merge(chat::router())
         .merge(completions::router())
         .merge(embeddings::router())
         .merge(models::router())
-        .merge(health::router());
+        .merge(health::models());
+    let mut open = health::router();
     if front.config.admin.metrics_on_main {
-        router = router.merge(admin::metrics_router());
+        match front.config.auth.open_metrics {
+            true => open = open.merge(admin::metrics_router()),
+            false => guarded = guarded.merge(admin::metrics_router()),
+        }
     }
-    finish(router, front)
+    let guarded =
+        fall_back(guarded).layer(middleware::from_fn_with_state(Arc::clone(&front), auth::callers));
+    finish(guarded, open, front)
 }
 
 /// What operators, probes and scrapers may ask; its own listener.
 pub fn admin_router(front: Arc<Front>) -> Router {
-    finish(Router::new().merge(admin::metrics_router()).merge(admin::router()), front)
+    let mut guarded = admin::router();
+    let mut open = admin::probes();
+    match front.config.auth.open_metrics {
+        true => open = open.merge(admin::metrics_router()),
+        false => guarded = guarded.merge(admin::metrics_router()),
+    }
+    let guarded = fall_back(guarded)
+        .layer(middleware::from_fn_with_state(Arc::clone(&front), auth::operators));
+    finish(guarded, open, front)
+}
+
+/// What answers where no route does.
+fn fall_back(router: Router<Arc<Front>>) -> Router<Arc<Front>> {
+    router.fallback(error::no_such_path).method_not_allowed_fallback(error::no_such_method)
 }
 
 /// Adds what every answer has: JSON errors, `x-request-id`, `Connection: close` in a drain.
-fn finish(router: Router<Arc<Front>>, front: Arc<Front>) -> Router {
-    router
-        .fallback(error::no_such_path)
-        .method_not_allowed_fallback(error::no_such_method)
+fn finish(guarded: Router<Arc<Front>>, open: Router<Arc<Front>>, front: Arc<Front>) -> Router {
+    guarded
+        .merge(open.method_not_allowed_fallback(error::no_such_method))
         .layer(middleware::from_fn_with_state(Arc::clone(&front), identify))
         .with_state(front)
 }
@@ -73,13 +100,33 @@ async fn identify(State(front): State<Arc<Front>>, mut request: Request, next: N
     });
     let text = id.to_str().expect("visible ASCII, checked or made above");
     request.extensions_mut().insert(Id(text.into()));
-    let mut response = next.run(request).await;
+    let mut response = match check_headers(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error, text),
+    };
     response.headers_mut().insert(REQUEST_ID, id);
     if front.lifecycle.closing_connections() {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }
     response
+}
+
+/// Refuses more headers than any client needs.
+fn check_headers(request: &Request) -> Result<(), Error> {
+    let headers = request.headers();
+    if headers.len() > HEADERS_MAX {
+        let message = format!("{} headers, at most {HEADERS_MAX}", headers.len());
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    let uri = request.uri().path_and_query().map_or(0, |uri| uri.as_str().len());
+    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 4;
+    let bytes = uri + headers.iter().map(line).sum::<usize>();
+    if bytes > HEADER_BYTES_MAX {
+        let message = format!("{bytes} bytes of headers and path, at most {HEADER_BYTES_MAX}");
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    Ok(())
 }
 
 /// Whether a caller's request id can go into logs and headers as it is.

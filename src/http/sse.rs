@@ -22,6 +22,9 @@ use crate::request::Usage;
 /// Bytes after which a write goes out although more is ready.
 const WRITE_BYTES: usize = 16 * 1024;
 
+/// How long a stream's status may stay open: until then a failure can still have its own.
+pub(super) const HEADERS_HELD_MAX: Duration = Duration::from_secs(10);
+
 /// Which of the two generation endpoints is answering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {

@@ -1,8 +1,7 @@
 //! How many requests are in flight, and what became of those that ended after the notice. Knows
 //! no phase and no deadline.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -12,79 +11,85 @@ use crate::telemetry::Telemetry;
 #[derive(Debug)]
 pub(super) struct Flights {
     telemetry: Arc<Telemetry>,
-    count: AtomicUsize,
-    /// Whether ends are the drain's: from the notice until all is said.
-    draining: AtomicBool,
-    finished: AtomicU64,
-    cut: AtomicU64,
+    /// One lock for all numbers: a request that is refused is never seen in flight, and one that
+    /// leaves is either the drain's or not.
+    numbers: Mutex<Numbers>,
     /// Something changed that the driver should look at.
     pub(super) changed: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Numbers {
+    in_flight: usize,
+    /// Whether ends are the drain's: from the notice until all is said.
+    draining: bool,
+    finished: u64,
+    cut: u64,
+}
+
 impl Flights {
     pub(super) fn new(telemetry: Arc<Telemetry>) -> Arc<Self> {
-        Arc::new(Self {
-            telemetry,
-            count: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
-            finished: AtomicU64::new(0),
-            cut: AtomicU64::new(0),
-            changed: Notify::new(),
-        })
+        Arc::new(Self { telemetry, numbers: Mutex::default(), changed: Notify::new() })
     }
 
-    /// Counts a request if `allowed` says so. It is asked after counting: whoever closes the door
-    /// and then sees nobody in flight can rely on it.
-    pub(super) fn enter<E>(&self, allowed: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
-        self.count.fetch_add(1, SeqCst);
-        let answer = allowed();
-        match answer {
-            Ok(()) => self.telemetry.in_flight(1),
-            Err(_) => self.left(),
+    /// Counts a request if `allowed` says so. Nobody else looks at the numbers meanwhile: whoever
+    /// closes the door and then sees nobody in flight can rely on it. `allowed` must not wait.
+    pub(super) fn enter(&self, allowed: impl FnOnce() -> bool) -> bool {
+        let mut numbers = self.numbers();
+        let enters = allowed();
+        if enters {
+            numbers.in_flight += 1;
+            self.telemetry.in_flight(1);
         }
-        answer
+        enters
     }
 
     /// A request that entered is over; `cut` if it got no full answer.
     pub(super) fn leave(&self, cut: bool) {
+        let mut numbers = self.numbers();
+        numbers.in_flight -= 1;
         self.telemetry.in_flight(-1);
-        if self.draining.load(SeqCst) {
-            self.ended(cut);
+        if numbers.draining {
+            self.ended(&mut numbers, cut);
         }
-        self.left();
+        if numbers.in_flight == 0 {
+            self.changed.notify_one();
+        }
     }
 
     /// Requests accepted and not fully answered.
     pub(super) fn count(&self) -> usize {
-        self.count.load(SeqCst)
+        self.numbers().in_flight
     }
 
     /// From now on ends are counted as the drain's.
     pub(super) fn begin(&self) {
-        self.draining.store(true, SeqCst);
+        self.numbers().draining = true;
     }
 
     /// Nobody waits any longer: who is left was cut.
     pub(super) fn end(&self) {
-        if self.draining.swap(false, SeqCst) {
-            (0..self.count()).for_each(|_| self.ended(true));
+        let mut numbers = self.numbers();
+        if std::mem::take(&mut numbers.draining) {
+            (0..numbers.in_flight).for_each(|_| self.ended(&mut numbers, true));
         }
     }
 
     /// Requests that ended during the drain: finished, and cut.
     pub(super) fn drained(&self) -> (u64, u64) {
-        (self.finished.load(SeqCst), self.cut.load(SeqCst))
+        let numbers = self.numbers();
+        (numbers.finished, numbers.cut)
     }
 
-    fn ended(&self, cut: bool) {
-        let (counter, result) = if cut { (&self.cut, "cut") } else { (&self.finished, "finished") };
-        counter.fetch_add(1, SeqCst);
+    fn ended(&self, numbers: &mut Numbers, cut: bool) {
+        let (counter, result) =
+            if cut { (&mut numbers.cut, "cut") } else { (&mut numbers.finished, "finished") };
+        *counter += 1;
         self.telemetry.drained(result);
     }
 
-    fn left(&self) {
-        if self.count.fetch_sub(1, SeqCst) == 1 {
-            self.changed.notify_one();
-        }
+    fn numbers(&self) -> MutexGuard<'_, Numbers> {
+        // Numbers are whole after every statement, so those that a panic left behind are good.
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

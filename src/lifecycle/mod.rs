@@ -127,11 +127,16 @@ impl Lifecycle {
     /// # Errors
     /// As above, with the time after which to try again.
     pub fn admit(&self) -> Result<InFlight> {
-        self.flights.enter(|| match self.phase() {
-            Phase::Ready | Phase::LameDuck => Ok(()),
-            phase => Err(self.refusal(phase)),
-        })?;
-        Ok(InFlight { flights: Arc::clone(&self.flights), cut: false })
+        let mut phase = Phase::Loading;
+        let admitted = self.flights.enter(|| {
+            phase = self.phase();
+            matches!(phase, Phase::Ready | Phase::LameDuck)
+        });
+        match admitted {
+            true => Ok(InFlight { flights: Arc::clone(&self.flights), cut: false }),
+            // Outside of the count's lock: a refusal looks at the record.
+            false => Err(self.refusal(phase)),
+        }
     }
 
     /// Whether responses should ask clients to close their connection.

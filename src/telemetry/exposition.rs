@@ -10,7 +10,7 @@ use super::{Snapshot, Telemetry};
 impl Telemetry {
     /// Brings the gauges to what was last published.
     pub(super) fn show_load(&self) {
-        let Snapshot { load, inbox, inbox_tokens, in_flight } = self.snapshot();
+        let Snapshot { load, inbox, inbox_tokens, in_flight, inbox_work: _ } = self.snapshot();
         let waiting: u32 = load.lanes.iter().map(|lane| lane.waiting).sum();
         let tokens: u64 = load.lanes.iter().map(|lane| lane.waiting_tokens).sum();
         let work: f64 = load.lanes.iter().map(|lane| lane.waiting_work.as_seconds()).sum();
@@ -44,9 +44,9 @@ impl Telemetry {
         let wasted =
             times().flat_map(|(m, t)| reasons().map(move |(i, name)| ([m, name], t.wasted(i))));
         write_family(page, &metrics::DEVICE_WASTED, wasted);
-        let tenants = self.tenants.iter().enumerate().flat_map(|(i, tenant)| {
+        let tenants = self.series.tenants.all().flat_map(|(i, tenant)| {
             let models = self.models.iter().enumerate();
-            models.map(move |(j, m)| ([&tenant[..], m], self.ledger.tenant(i, j)))
+            models.map(move |(j, m)| ([&tenant.name[..], m], self.ledger.tenant(i, j)))
         });
         write_family(page, &metrics::TENANT_SECONDS, tenants);
         let Some(price) = self.price else { return };

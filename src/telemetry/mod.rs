@@ -8,6 +8,7 @@ mod metrics;
 mod outcome;
 mod published;
 mod series;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +29,8 @@ use series::Series;
 #[derive(Debug)]
 pub struct Telemetry {
     clock: Clock,
-    /// Model names by lane, and tenant names by id; the last tenant is everybody else.
+    /// Model names by lane.
     models: Vec<String>,
-    tenants: Vec<String>,
     series: Series,
     ledger: Ledger,
     price: Option<Price>,
@@ -71,8 +71,6 @@ pub struct Setup {
     pub device_uuid: String,
     /// Its MIG profile; empty without one.
     pub device_mig: String,
-    /// Names of the tenants 1, 2, ...; tenant 0 is the anonymous one.
-    pub tenants: Vec<String>,
 }
 
 /// How a request ended.
@@ -152,6 +150,8 @@ pub struct Snapshot {
     pub inbox: u32,
     /// Prompt tokens of these.
     pub inbox_tokens: u64,
+    /// Device time that these are expected to take, by lane.
+    pub inbox_work: Vec<Micros>,
     /// Accepted and not fully answered.
     pub in_flight: u32,
 }
@@ -159,18 +159,14 @@ pub struct Snapshot {
 impl Telemetry {
     /// Creates every series. Time counts from here on, also the device's wall time.
     pub fn new(setup: Setup) -> Arc<Self> {
-        let mut tenants = vec![metrics::ANONYMOUS.to_owned()];
-        tenants.extend(setup.tenants.iter().cloned());
-        tenants.push(metrics::UNKNOWN.to_owned());
         let lanes = setup.models.len();
         Arc::new(Self {
             clock: Clock(Instant::now()),
-            series: Series::new(&setup, &tenants),
-            ledger: Ledger::new(lanes, tenants.len()),
+            series: Series::new(&setup),
+            ledger: Ledger::new(lanes, tenants::ROWS),
             price: setup.device_hourly_usd.map(|usd| Price::new(usd, setup.device_share)),
             published: Published::new(lanes),
             models: setup.models.into_iter().map(|(name, _)| name).collect(),
-            tenants,
             phase: AtomicU8::new(0),
             stages: (0..lanes).map(|_| AtomicU8::new(0)).collect(),
             changed: AtomicBool::new(false),
@@ -195,13 +191,19 @@ impl Telemetry {
     }
 
     /// A request of `tokens` prompt tokens went into the inbox.
-    pub fn submitted(&self, tokens: u64) {
-        self.published.inbox(1, tokens as i64);
+    pub fn submitted(&self, lane: LaneId, tokens: u64) {
+        self.published.inbox(lane, 1, tokens as i64);
     }
 
-    /// The engine took requests with `tokens` prompt tokens out of the inbox.
-    pub fn received(&self, requests: u32, tokens: u64) {
-        self.published.inbox(-i64::from(requests), -(tokens as i64));
+    /// The engine took a request of `tokens` prompt tokens out of the inbox.
+    pub fn received(&self, lane: LaneId, tokens: u64) {
+        self.published.inbox(lane, -1, -(tokens as i64));
+    }
+
+    /// The id of the tenant with this name, which has series of its own from then on; none when
+    /// too many have.
+    pub fn tenant(&self, name: &str) -> Option<TenantId> {
+        self.series.tenants.named(name)
     }
 
     /// A request was accepted (`+1`) or fully answered (`-1`). Called by `lifecycle::InFlight`
@@ -225,8 +227,7 @@ impl Telemetry {
             model.cached_tokens.increment(cached);
             model.generated_tokens.increment(generated);
         }
-        let tenant = (report.tenant.0 as usize).min(self.tenants.len() - 1);
-        let tenant = &self.series.tenants[tenant];
+        let tenant = self.series.tenants.of(report.tenant);
         tenant.requests[outcome as usize].increment(1);
         let disjoint = [prompt.saturating_sub(cached), cached, generated];
         for (counter, tokens) in tenant.tokens.iter().zip(disjoint) {
@@ -263,13 +264,8 @@ impl Telemetry {
         Occupied(&self.ledger)
     }
 
-    /// A step finished, all its rows the anonymous tenant's.
-    pub fn step_finished(&self, report: &StepReport) {
-        self.step_finished_for(report, &[(TenantId(0), report.rows)]);
-    }
-
     /// A step finished; `rows` says how many of its rows each tenant had.
-    pub fn step_finished_for(&self, report: &StepReport, rows: &[(TenantId, u32)]) {
+    pub fn step_finished(&self, report: &StepReport, rows: &[(TenantId, u32)]) {
         let lane = report.lane;
         let charged = self.ledger.step(lane, nanos(report.busy), rows, self.nanos());
         self.ledger.work(lane, nanos(report.work));
@@ -442,7 +438,6 @@ impl Default for Setup {
             device_name: String::new(),
             device_uuid: String::new(),
             device_mig: String::new(),
-            tenants: Vec::new(),
         }
     }
 }

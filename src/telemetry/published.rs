@@ -17,7 +17,6 @@ pub(super) struct Published {
     kv_pages_lent: AtomicU32,
     kv_usage: AtomicU64,
     inbox: AtomicI64,
-    inbox_tokens: AtomicI64,
     in_flight: AtomicI64,
 }
 
@@ -30,6 +29,10 @@ struct PublishedLane {
     blocks_used: AtomicU32,
     blocks_cached: AtomicU32,
     preemptions: AtomicU64,
+    /// Prompt tokens that were submitted and not yet seen by the scheduler.
+    inbox_tokens: AtomicI64,
+    /// Predicted microseconds a waiting prompt token when last something waited, as `f64` bits.
+    work_per_token: AtomicU64,
     /// Pages that one block takes, as `f64` bits.
     pages_per_block: AtomicU64,
 }
@@ -45,7 +48,6 @@ impl Published {
             kv_pages_lent: AtomicU32::new(0),
             kv_usage: AtomicU64::new(0),
             inbox: AtomicI64::new(0),
-            inbox_tokens: AtomicI64::new(0),
             in_flight: AtomicI64::new(0),
         }
     }
@@ -56,6 +58,10 @@ impl Published {
             lane.waiting.store(load.waiting, Relaxed);
             lane.waiting_tokens.store(load.waiting_tokens, Relaxed);
             lane.waiting_work.store(load.waiting_work.0, Relaxed);
+            if load.waiting_tokens > 0 {
+                let rate = load.waiting_work.0 as f64 / load.waiting_tokens as f64;
+                lane.work_per_token.store(rate.to_bits(), Relaxed);
+            }
             lane.running.store(load.running, Relaxed);
             lane.blocks_used.store(load.blocks_used, Relaxed);
             lane.blocks_cached.store(load.blocks_cached, Relaxed);
@@ -66,10 +72,12 @@ impl Published {
         self.kv_usage.store(load.kv_usage.to_bits(), Relaxed);
     }
 
-    /// Requests went into the inbox (positive) or out of it.
-    pub(super) fn inbox(&self, requests: i64, tokens: i64) {
+    /// Requests of `lane` went into the inbox (positive) or out of it.
+    pub(super) fn inbox(&self, lane: LaneId, requests: i64, tokens: i64) {
         self.inbox.fetch_add(requests, Relaxed);
-        self.inbox_tokens.fetch_add(tokens, Relaxed);
+        if let Some(lane) = self.lanes.get(lane.0 as usize) {
+            lane.inbox_tokens.fetch_add(tokens, Relaxed);
+        }
     }
 
     /// Requests were accepted (positive) or fully answered.
@@ -102,13 +110,23 @@ impl Published {
             load,
             // The engine may take a request out before the front has noted that it went in.
             inbox: self.inbox.load(Relaxed).max(0) as u32,
-            inbox_tokens: self.inbox_tokens.load(Relaxed).max(0) as u64,
+            inbox_tokens: self.lanes.iter().map(PublishedLane::inbox_tokens).sum(),
+            inbox_work: self.lanes.iter().map(PublishedLane::inbox_work).collect(),
             in_flight: self.in_flight.load(Relaxed).max(0) as u32,
         }
     }
 }
 
 impl PublishedLane {
+    fn inbox_tokens(&self) -> u64 {
+        self.inbox_tokens.load(Relaxed).max(0) as u64
+    }
+
+    fn inbox_work(&self) -> Micros {
+        let rate = f64::from_bits(self.work_per_token.load(Relaxed));
+        Micros((self.inbox_tokens() as f64 * rate) as u64)
+    }
+
     fn load(&self) -> LaneLoad {
         LaneLoad {
             waiting: self.waiting.load(Relaxed),

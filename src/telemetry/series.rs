@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use super::Setup;
 use super::histogram::{self, Histogram};
 use super::metrics::{self as table, Family, Kind};
+use super::tenants::Tenants;
 use crate::model::{ModelState, ModelTask};
 
 /// All series of one server.
@@ -24,8 +25,7 @@ pub(super) struct Series {
     pub(super) models: Vec<ModelSeries>,
     /// Requests that named no model of ours.
     pub(super) unknown: RequestSeries,
-    /// By tenant id.
-    pub(super) tenants: Vec<TenantSeries>,
+    pub(super) tenants: Tenants,
     /// By `metrics::MEMORY`, then the limit.
     pub(super) memory: [Gauge; 4],
     pub(super) memory_limit: Gauge,
@@ -94,25 +94,16 @@ pub(super) struct StepSeries {
     pub(super) tokens: Arc<Histogram>,
 }
 
-/// One tenant's series.
-#[derive(Debug)]
-pub(super) struct TenantSeries {
-    /// By `metrics::OUTCOMES`.
-    pub(super) requests: [Counter; 7],
-    /// By `metrics::TOKENS`.
-    pub(super) tokens: [Counter; 3],
-}
-
 impl Series {
-    /// Makes every series, at zero. `tenants` are the label values by tenant id.
-    pub(super) fn new(setup: &Setup, tenants: &[String]) -> Self {
+    /// Makes every series, at zero.
+    pub(super) fn new(setup: &Setup) -> Self {
         let maker = Maker::new();
+        maker.constants(setup);
         let model = |(name, task): &(String, ModelTask)| maker.model(name, *task);
         let mut series = Self {
             queue: maker.queue(),
             models: setup.models.iter().map(model).collect(),
             unknown: maker.requests(table::UNKNOWN),
-            tenants: tenants.iter().map(|tenant| maker.tenant(tenant)).collect(),
             memory: table::MEMORY.map(|part| maker.gauge(&table::MEMORY_USED, &[part])),
             memory_limit: maker.gauge(&table::MEMORY_LIMIT, &[]),
             kv_pages_limit: maker.gauge(&table::KV_PAGES_LIMIT, &[]),
@@ -122,10 +113,9 @@ impl Series {
             start: table::STAGES.map(|stage| maker.gauge(&table::START, &[stage])),
             errors: table::DEVICE_ERRORS.map(|kind| maker.counter(&table::ERRORS, &[kind])),
             handle: maker.recorder.handle(),
-            histograms: Vec::new(),
+            histograms: maker.histograms.take(),
+            tenants: Tenants::new(maker.recorder),
         };
-        maker.constants(setup);
-        series.histograms = maker.histograms.take();
         histogram::sort(&mut series.histograms);
         for model in &series.models {
             model.states[ModelState::Absent as usize].set(1.0);
@@ -157,9 +147,7 @@ impl Maker {
     }
 
     fn counter(&self, family: &'static Family, values: &[&str]) -> Counter {
-        let counter = self.recorder.register_counter(&key(family, Kind::Counter, values), &ORIGIN);
-        counter.increment(0);
-        counter
+        counter(&self.recorder, family, values)
     }
 
     fn gauge(&self, family: &'static Family, values: &[&str]) -> Gauge {
@@ -221,14 +209,6 @@ impl Maker {
         }
     }
 
-    fn tenant(&self, tenant: &str) -> TenantSeries {
-        TenantSeries {
-            requests: table::OUTCOMES
-                .map(|outcome| self.counter(&table::TENANT_REQUESTS, &[tenant, outcome])),
-            tokens: table::TOKENS.map(|kind| self.counter(&table::TENANT_TOKENS, &[tenant, kind])),
-        }
-    }
-
     /// What never changes while the process lives.
     fn constants(&self, setup: &Setup) {
         let version = env!("CARGO_PKG_VERSION");
@@ -242,6 +222,17 @@ impl Maker {
             self.gauge(&table::PRICE, &[]).set(price);
         }
     }
+}
+
+/// A counter at zero.
+pub(super) fn counter(
+    recorder: &PrometheusRecorder,
+    family: &'static Family,
+    values: &[&str],
+) -> Counter {
+    let counter = recorder.register_counter(&key(family, Kind::Counter, values), &ORIGIN);
+    counter.increment(0);
+    counter
 }
 
 /// The recorder asks where a call comes from and does not use the answer.

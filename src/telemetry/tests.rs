@@ -21,7 +21,6 @@ fn setup() -> Setup {
         device_share: 0.5,
         config_hash: "abc".to_owned(),
         device_name: "cpu".to_owned(),
-        tenants: vec!["acme".to_owned()],
         ..Setup::default()
     }
 }
@@ -124,7 +123,7 @@ fn every_family_is_there_from_the_start_and_none_is_a_summary() {
         "sconce_requests_total{model=\"chat\",task=\"generate\",outcome=\"cut\"}",
         "sconce_step_rows_count{model=\"chat\",kind=\"mixed\"}",
         "sconce_inter_token_latency_seconds_count{model=\"chat\"}",
-        "sconce_tenant_requests_total{tenant=\"acme\",outcome=\"ok\"}",
+        "sconce_tenant_requests_total{tenant=\"anonymous\",outcome=\"ok\"}",
         "sconce_drain_requests_total{result=\"handed_over\"}",
         "sconce_cost_usd_total{model=\"\",state=\"idle\"}",
     ] {
@@ -200,8 +199,12 @@ fn requests_count_once_under_their_outcome() {
 }
 
 #[test]
-fn an_unheard_of_tenant_shares_one_series() {
+fn tenants_have_series_of_their_own_until_there_are_too_many() {
     let telemetry = Telemetry::new(setup());
+    assert_eq!(telemetry.tenant("acme"), Some(TenantId(1)));
+    assert_eq!(telemetry.tenant("acme"), Some(TenantId(1)), "the same name, the same tenant");
+    assert_eq!(telemetry.tenant("anonymous"), Some(TenantId(0)));
+    assert_eq!(telemetry.tenant("unknown"), None, "that is the name of everybody else");
     for id in [1, 2, 3, u32::MAX] {
         let report = RequestReport { tenant: TenantId(id), ..request(Some(CHAT), Ended::Ok) };
         telemetry.request_finished(&report);
@@ -209,6 +212,10 @@ fn an_unheard_of_tenant_shares_one_series() {
     let page = Page::of(&telemetry);
     let of = |tenant| format!("sconce_tenant_requests_total{{tenant=\"{tenant}\",outcome=\"ok\"}}");
     assert_eq!((page.value(&of("acme")), page.value(&of("unknown"))), (1.0, 3.0));
+    let ids: BTreeSet<_> = (0..1_000).map(|n| telemetry.tenant(&format!("t{n}"))).collect();
+    assert!(ids.contains(&None) && ids.len() < 100, "{} ids", ids.len());
+    let series = telemetry.render().lines().filter(|line| line.contains("tenant=")).count();
+    assert!(series < 1_000, "{series} series");
 }
 
 #[test]
@@ -229,13 +236,14 @@ fn gauges_show_what_was_published() {
     telemetry.kv_layout(CHAT, 30, 4);
     telemetry.kv_limit(600);
     telemetry.publish(&load);
-    telemetry.submitted(100);
-    telemetry.submitted(10);
-    telemetry.received(1, 10);
+    telemetry.submitted(CHAT, 100);
+    telemetry.submitted(EMBED, 10);
+    telemetry.received(EMBED, 10);
     telemetry.in_flight(4);
     telemetry.in_flight(-1);
     let snapshot = telemetry.snapshot();
     assert_eq!((snapshot.inbox, snapshot.inbox_tokens, snapshot.in_flight), (1, 100, 3));
+    assert_eq!(snapshot.inbox_work, [Micros(3_000_000), Micros(0)], "as waiting tokens cost");
     assert_eq!(snapshot.load.lanes[0].running, 3);
     assert_eq!(snapshot.load.kv_pages_lent, 7);
     std::thread::sleep(Duration::from_millis(2));
@@ -305,7 +313,7 @@ fn busy_load_and_idle_are_the_wall_time_and_the_cost() {
     for lane in [CHAT, EMBED, CHAT] {
         let work = telemetry.occupy();
         spend(2_000);
-        telemetry.step_finished(&step(lane, 2_000));
+        telemetry.step_finished(&step(lane, 2_000), &[(TenantId(0), 2)]);
         drop(work);
         spend(500);
     }
@@ -423,7 +431,7 @@ fn waste_is_a_part_of_busy() {
         wasted_preempted: Micros(700),
         ..step(CHAT, 1_000)
     };
-    telemetry.step_finished(&report);
+    telemetry.step_finished(&report, &[(TenantId(0), report.rows)]);
     let page = Page::of(&telemetry);
     let wasted = |reason| {
         format!("sconce_device_wasted_seconds_total{{model=\"chat\",reason=\"{reason}\"}}")
@@ -434,8 +442,9 @@ fn waste_is_a_part_of_busy() {
 
 #[test]
 fn label_values_are_escaped() {
-    let tenants = vec!["a\"b\\c\nd".to_owned()];
-    let text = Telemetry::new(Setup { tenants, ..setup() }).render();
+    let telemetry = Telemetry::new(setup());
+    telemetry.tenant("a\"b\\c\nd").unwrap();
+    let text = telemetry.render();
     assert!(text.contains("seconds_total{tenant=\"a\\\"b\\\\c\\nd\",model=\"chat\"} 0.000000000"));
 }
 
@@ -467,7 +476,7 @@ fn rendering_is_quick() {
     let mut best = Duration::MAX;
     for round in 0..20 {
         for lane in 0..16 {
-            telemetry.step_finished(&step(LaneId(lane), round));
+            telemetry.step_finished(&step(LaneId(lane), round), &[]);
         }
         let begun = Instant::now();
         let page = telemetry.render();

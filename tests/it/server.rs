@@ -1,6 +1,7 @@
 //! Runs the real binary for a test: own ports, own folder, its log at hand, ended at the end.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -29,11 +30,25 @@ impl Server {
         server
     }
 
+    /// As `start`, with these lines besides the tests' usual sconce.toml; the folder holds them.
+    pub(crate) fn configured(folder: &Path, toml: &str, arguments: &[&str]) -> Self {
+        let usual = std::fs::read_to_string("tests/it/sconce.toml").unwrap();
+        let file = folder.join("sconce.toml");
+        std::fs::write(&file, format!("{usual}\n{toml}")).unwrap();
+        let server = Self::run(&file, arguments);
+        server.wait_ready();
+        server
+    }
+
     /// Starts the server and waits until it listens.
     pub(crate) fn launch(arguments: &[&str]) -> Self {
+        Self::run(Path::new("tests/it/sconce.toml"), arguments)
+    }
+
+    fn run(config: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
         command.arg("serve").args(["--port", "0", "--admin-port", "0", "--log-format", "json"]);
-        command.args(["--config", "tests/it/sconce.toml"]);
+        command.arg("--config").arg(config);
         command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
@@ -68,6 +83,16 @@ impl Server {
     /// URL of a path on the admin port.
     pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
+    }
+
+    /// Address of the main port.
+    pub(crate) fn main_address(&self) -> &str {
+        &self.main
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Address of the admin port.

@@ -11,7 +11,7 @@ use crate::admission::testing::advance;
 use crate::config::Config;
 use crate::http::connection::Peer;
 use crate::lifecycle::Phase;
-use crate::request::Micros;
+use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneLoad, Load};
 
 fn get(path: &str) -> Request<Body> {
@@ -21,7 +21,7 @@ fn get(path: &str) -> Request<Body> {
 fn drain(query: &str, peer: Option<&str>) -> Request<Body> {
     let mut request = Request::post(format!("/drain{query}")).body(Body::empty()).unwrap();
     if let Some(peer) = peer {
-        request.extensions_mut().insert(Peer(peer.parse::<SocketAddr>().unwrap()));
+        request.extensions_mut().insert(Peer::Address(peer.parse::<SocketAddr>().unwrap()));
     }
     request
 }
@@ -96,7 +96,7 @@ async fn stats_are_stable_and_zero_for_scalers_when_not_accepting() {
         ..LaneLoad::default()
     };
     app.front.telemetry.publish(&Load { lanes: vec![lane], kv_usage: 0.25, ..Load::default() });
-    app.front.telemetry.submitted(10);
+    app.front.telemetry.submitted(LaneId(0), 10);
     app.front.telemetry.in_flight(6);
     let stats = app.admin(get("/stats")).await.json();
     assert_eq!(
@@ -146,10 +146,8 @@ async fn only_this_machine_may_start_a_drain() {
     let (app, _inbox) = App::new(Config::default());
     let state = app.admin(get("/drain")).await.json();
     assert_eq!(state, json!({"phase": "ready", "in_flight": 0, "remaining_seconds": null}));
-    for refused in
-        [drain("", None), drain("", Some("10.0.0.7:999")), drain("", Some("[2001:db8::1]:9"))]
-    {
-        assert_eq!(app.admin(refused).await.status, 403);
+    for refused in [None, Some("10.0.0.7:999"), Some("[2001:db8::1]:9"), Some("127.0.0.6:9")] {
+        assert_eq!(app.admin(drain("", refused)).await.status, 403);
     }
     let mut page = drain("", Some("127.0.0.1:999"));
     page.headers_mut().insert("origin", "https://example.com".parse().unwrap());

@@ -1,7 +1,9 @@
 //! The front over a hand-driven engine: wire shapes, errors, listeners.
 
 mod admin;
+mod auth;
 mod edge;
+mod limits;
 mod embeddings;
 mod errors;
 mod generate;
@@ -99,7 +101,7 @@ pub(super) fn drive(
     let telemetry = Arc::clone(&front.telemetry);
     tokio::spawn(async move {
         while let Some(submission) = inbox.recv().await {
-            telemetry.received(1, prompt_tokens(&submission));
+            telemetry.received(submission.request.lane, prompt_tokens(&submission));
             script(submission);
         }
     });

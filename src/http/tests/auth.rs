@@ -1,0 +1,287 @@
+//! Who is let in, and by which tricks nobody is.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Method, Request};
+use serde_json::json;
+
+use super::edge::{LIMITS, Site, read_to_end, write};
+use super::{App, Reply, drive, post};
+use crate::admission::testing::{done, metric, say};
+use crate::config::Config;
+use crate::http::connection::Peer;
+use crate::request::{Finish, Submission, TenantId};
+
+const KEY: &str = "an-ordinary-key-for-tests";
+const ADMIN: &str = "an-admin-key-for-the-tests";
+const GATEWAY: &str = "a-gateway-key-for-the-tests";
+
+/// What answers without a key.
+const OPEN: [&str; 5] = ["/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"];
+
+/// A configuration with three keys; the folder holds the file.
+pub(super) fn guarded(extra: &str) -> (Config, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let key = |name: &str, key: &str, rest: &str| {
+        format!("[[key]]\nname = \"{name}\"\nkey = \"{key}\"\n{rest}\n")
+    };
+    let text = key("ci", KEY, &format!("tenant = \"team\"\n{extra}"))
+        + &key("ops", ADMIN, "admin = true")
+        + &key("gateway", GATEWAY, "");
+    std::fs::write(&file, text).unwrap();
+    let mut config = Config::default();
+    config.auth.keys_file = Some(file);
+    config.auth.tenant_header = Some("x-tenant".into());
+    (config, folder)
+}
+
+fn bearer(mut request: Request<Body>, key: &str) -> Request<Body> {
+    let value = HeaderValue::from_str(&format!("Bearer {key}")).unwrap();
+    request.headers_mut().insert("authorization", value);
+    request
+}
+
+fn from(mut request: Request<Body>, peer: &str) -> Request<Body> {
+    request.extensions_mut().insert(Peer::Address(peer.parse().unwrap()));
+    request
+}
+
+fn get(path: &str) -> Request<Body> {
+    Request::get(path).body(Body::empty()).unwrap()
+}
+
+const REMOTE: &str = "10.0.0.7:999";
+
+/// Every path in the source of this front, with something in the place of names.
+fn routes() -> BTreeSet<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http");
+    let mut routes = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        for rest in text.split(".route(").skip(1) {
+            let Some(rest) = rest.trim_start().strip_prefix('"') else { continue };
+            let route = rest.split('"').next().unwrap();
+            let named = |part: &str| if part.starts_with('{') { "tiny" } else { part }.to_owned();
+            routes.insert(route.split('/').map(named).collect::<Vec<_>>().join("/"));
+        }
+    }
+    assert!(routes.len() >= 14 && routes.contains("/v1/models/tiny"), "{routes:?}");
+    routes
+}
+
+fn tricks(path: &str) -> Vec<String> {
+    let tail = &path[1..];
+    let last = path.rfind('/').unwrap();
+    let mut tricks = vec![
+        path.to_owned(),
+        format!("/{path}"),
+        format!("{path}/"),
+        format!("{path}//"),
+        format!("/.{path}"),
+        format!("/%2e{path}"),
+        format!("/%2F{tail}"),
+        format!("/livez/..{path}"),
+        format!("/livez/%2e%2e{path}"),
+        format!("/livez/..%2f{tail}"),
+        format!("/livez{path}"),
+        format!("{path}?x=/livez"),
+        format!("{path}?/livez"),
+        format!("{path};/livez"),
+        format!("{path}%3F/livez"),
+        format!("{path}%23/livez"),
+        format!("{path}%00"),
+        format!("{path}/../livez"),
+        format!("{}/{}", path[..last].to_owned() + "/", &path[last + 1..]),
+        path.to_uppercase(),
+        format!("http://localhost{path}"),
+        format!("http://livez/{path}"),
+    ];
+    if let Some(first) = tail.chars().next() {
+        tricks.push(format!("/%{:02x}{}", first as u32, &tail[1..]));
+    }
+    tricks
+}
+
+/// Paths that mean one of the open ones however they are written.
+fn is_open(path: &str) -> bool {
+    let path = path.split('?').next().unwrap();
+    OPEN.contains(&path.strip_prefix("http://localhost").unwrap_or(path))
+}
+
+#[tokio::test]
+async fn nothing_answers_without_a_key() {
+    let (mut config, _folder) = guarded("");
+    config.admin.metrics_on_main = true;
+    let (app, _inbox) = App::new(config);
+    let hosts = ["localhost", "localhost/v1/models?", "x/livez?", "/livez", "livez#", ""];
+    let mut asked = 0;
+    for path in routes().iter().flat_map(|route| tricks(route)).filter(|path| !is_open(path)) {
+        for method in [Method::GET, Method::POST, Method::HEAD, Method::OPTIONS, Method::PUT] {
+            for host in hosts {
+                for key in ["", "Bearer", "Bearer ", "Bearer wrong", "Basic eDp5", ADMIN] {
+                    let request = Request::builder().method(&method).uri(&path);
+                    let request = request.header("host", host).header("authorization", key);
+                    let Ok(request) = request.body(Body::from("{}")) else { continue };
+                    let on_main = app.send(request).await.status.as_u16();
+                    assert!([401, 404, 405].contains(&on_main), "{method} {path}: {on_main}");
+                    asked += 1;
+                }
+            }
+            let request = Request::builder().method(&method).uri(&path);
+            let Ok(request) = request.body(Body::empty()) else { continue };
+            let on_admin = app.admin(from(request, REMOTE)).await.status.as_u16();
+            assert!([401, 404, 405].contains(&on_admin), "{method} {path}: {on_admin}");
+        }
+    }
+    assert!(asked > 10_000, "{asked}");
+    let refused = app.get("/v1/models").await;
+    assert_eq!(refused.header("www-authenticate"), "Bearer");
+    let error = &refused.json()["error"];
+    assert_eq!(error["code"], "invalid_api_key");
+    assert_eq!((&error["type"], &error["param"]), (&json!("invalid_request_error"), &json!(null)));
+    // No hint whether a path, a model or a key is there.
+    let same = |reply: &Reply| reply.json()["error"]["code"] == "invalid_api_key";
+    assert!(same(&app.get("/v1/models/nothing").await) && same(&app.get("/nothing").await));
+    assert!(same(&app.send(bearer(get("/v1/models"), "not-a-key-that-we-know")).await));
+    for path in OPEN {
+        assert_eq!(app.get(path).await.status, 200, "{path}");
+    }
+}
+
+/// The same over a socket, where a request line need not be a sound URI.
+#[tokio::test]
+async fn nothing_answers_on_the_wire() {
+    let (config, _folder) = guarded("");
+    let site =
+        Site::configured(crate::http::listener::Limits { max_connections: 64, ..LIMITS }, config);
+    let lines = ["/v1/models", "//v1/models", "/v1/models?", "/V1/models", "/v1/%6dodels", "*"];
+    let lines = lines.into_iter().chain(["/livez/../v1/models", "http://livez/v1/models", "livez"]);
+    for line in lines {
+        for host in ["localhost", "localhost/v1/models?", "localhost/livez?", "/livez", "a b"] {
+            let mut client = site.connect().await;
+            let close = "connection: close";
+            write(&mut client, &format!("GET {line} HTTP/1.1\r\nhost: {host}\r\n{close}\r\n\r\n"))
+                .await;
+            let answer = read_to_end(&mut client).await;
+            let status = answer.split(' ').nth(1).unwrap_or("400");
+            assert!(["400", "401", "404", "405"].contains(&status), "{line} {host}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_lets_in_and_names_the_tenant() {
+    let (config, _folder) = guarded("");
+    let (app, inbox) = App::new(config);
+    let (seen, mut tenants) = tokio::sync::mpsc::unbounded_channel();
+    drive(&app.front, inbox, move |Submission { request, sink }| {
+        seen.send(request.tenant).unwrap();
+        say(&sink, "a");
+        done(&sink, Finish::Stop, 3, 1);
+    });
+    let chat = json!({"model": "tiny", "messages": [{"role": "user", "content": "hi"}]});
+    let mut ask = async |key: &str, tenant: Option<&'static str>| {
+        let mut request = bearer(post("/v1/chat/completions", chat.to_string()), key);
+        if let Some(tenant) = tenant {
+            request.headers_mut().insert("x-tenant", HeaderValue::from_static(tenant));
+        }
+        let reply = app.send(request).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        tenants.recv().await.unwrap()
+    };
+    let team = ask(KEY, None).await;
+    assert_ne!(team, TenantId::default());
+    assert_eq!(ask(KEY, Some("other")).await, team, "a key with a tenant speaks for no other");
+    let own = ask(GATEWAY, None).await;
+    let other = ask(GATEWAY, Some("other")).await;
+    assert!(own != team && other != own && other != team);
+    assert_eq!(ask(GATEWAY, Some("team")).await, team);
+    for (tenant, requests) in [("team", 3.0), ("other", 1.0), ("gateway", 1.0)] {
+        let labels = [("tenant", tenant), ("outcome", "ok")];
+        assert_eq!(
+            metric(&app.front, "sconce_tenant_requests_total", &labels),
+            requests,
+            "{tenant}"
+        );
+    }
+    let labels = [("tenant", "team"), ("kind", "generated")];
+    assert_eq!(metric(&app.front, "sconce_tenant_tokens_total", &labels), 3.0);
+    let mut odd = bearer(get("/v1/models"), GATEWAY);
+    odd.headers_mut().insert("x-tenant", HeaderValue::from_static("a b\"c"));
+    assert_eq!(app.send(odd).await.status, 400);
+    let lower = {
+        let mut request = get("/v1/models");
+        let value = HeaderValue::from_str(&format!("bearer  {KEY} ")).unwrap();
+        request.headers_mut().insert("authorization", value);
+        request
+    };
+    assert_eq!(app.send(lower).await.status, 200, "the scheme's case does not matter");
+}
+
+#[tokio::test]
+async fn without_keys_the_header_names_the_tenant() {
+    let mut config = Config::default();
+    config.auth.tenant_header = Some("x-tenant".into());
+    let (app, _inbox) = App::new(config);
+    let mut request = post("/v1/embeddings", "{}");
+    request.headers_mut().insert("x-tenant", HeaderValue::from_static("blue"));
+    assert_eq!(app.send(request).await.status, 400);
+    let labels = [("tenant", "blue"), ("outcome", "client_error")];
+    assert_eq!(metric(&app.front, "sconce_tenant_requests_total", &labels), 1.0);
+}
+
+#[tokio::test]
+async fn limits_of_a_key_are_429_until_the_window_ends() {
+    let (config, _folder) = guarded("requests_per_minute = 2");
+    let (app, inbox) = App::new(config);
+    drive(&app.front, inbox, |Submission { sink, .. }| done(&sink, Finish::Stop, 1, 0));
+    let body = json!({"model": "tiny", "prompt": "a"}).to_string();
+    let ask = async |key| app.send(bearer(post("/v1/completions", body.clone()), key)).await;
+    for _ in 0..2 {
+        assert_eq!(ask(KEY).await.status, 200);
+    }
+    let refused = ask(KEY).await;
+    assert_eq!(refused.status, 429);
+    let error = &refused.json()["error"];
+    assert_eq!(error["code"], "rate_limit_exceeded");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("2 requests") && message.contains("requests_per_minute"), "{message}");
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    let labels = [("model", "tiny"), ("reason", "tenant")];
+    assert_eq!(metric(&app.front, "sconce_rejections_total", &labels), 1.0);
+    assert_eq!(ask(GATEWAY).await.status, 200, "another key has its own limits");
+}
+
+#[tokio::test]
+async fn the_admin_side_is_for_this_machine_and_admin_keys() {
+    let (config, _folder) = guarded("");
+    let (app, _inbox) = App::new(config.clone());
+    for path in ["/metrics", "/stats", "/config", "/drain"] {
+        let status = async |request| app.admin(request).await.status.as_u16();
+        assert_eq!(status(get(path)).await, 401);
+        assert_eq!(status(from(get(path), REMOTE)).await, 401);
+        assert_eq!(status(from(get(path), "127.0.0.6:9")).await, 401, "a sidecar's address");
+        assert_eq!(status(from(get(path), "127.0.0.1:9")).await, 200);
+        assert_eq!(status(from(get(path), "[::1]:9")).await, 200);
+        assert_eq!(status(bearer(from(get(path), REMOTE), KEY)).await, 403);
+        assert_eq!(status(bearer(from(get(path), REMOTE), ADMIN)).await, 200);
+    }
+    assert_eq!(app.admin(from(get("/readyz"), REMOTE)).await.status, 200);
+    let drain = || from(Request::post("/drain").body(Body::empty()).unwrap(), REMOTE);
+    assert_eq!(app.admin(drain()).await.status, 401);
+    assert_eq!(app.admin(bearer(drain(), KEY)).await.status, 403);
+    assert_eq!(app.admin(bearer(drain(), ADMIN)).await.status, 202);
+
+    let mut config = config;
+    config.auth.open_metrics = true;
+    config.admin.metrics_on_main = true;
+    let (app, _inbox) = App::new(config);
+    assert_eq!(app.admin(from(get("/metrics"), REMOTE)).await.status, 200);
+    assert_eq!(app.get("/metrics").await.status, 200);
+    assert_eq!(app.admin(from(get("/stats"), REMOTE)).await.status, 401);
+}
