@@ -80,6 +80,8 @@ pub struct Generate {
     pub stop_tokens: Arc<[TokenId]>,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// What few requests ask for besides.
+    pub detail: Detail,
 }
 
 /// Embeddings: every input is non-empty and within the model's limit.
@@ -113,12 +115,90 @@ impl Default for Sampling {
     }
 }
 
+/// What few requests ask of the sampler besides a draw; nothing by default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Detail {
+    /// What is done to the logits first.
+    pub adjustment: Option<Arc<Adjustment>>,
+    /// Also say each token's log-probability, and those of this many most likely tokens.
+    pub logprobs: Option<u8>,
+}
+
+impl Detail {
+    /// Whether there is anything to do.
+    pub fn is_empty(&self) -> bool {
+        self.adjustment.is_none() && self.logprobs.is_none()
+    }
+
+    /// Whether the next token depends on which tokens were generated before, other than through
+    /// the model.
+    pub fn looks_back(&self) -> bool {
+        self.adjustment.as_ref().is_some_and(|adjustment| adjustment.looks_back())
+    }
+}
+
+/// What is done to logits before anything else, in this order: the bias is added; the logits of
+/// tokens in prompt or answer are divided by the repetition penalty where positive, else
+/// multiplied; those of tokens in the answer lose the frequency penalty times their count, and
+/// the presence penalty once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adjustment {
+    /// Added to a token's logit; each token once.
+    pub bias: Vec<(TokenId, f32)>,
+    /// 1 changes nothing.
+    pub repetition: f32,
+    /// 0 changes nothing.
+    pub frequency: f32,
+    /// 0 changes nothing.
+    pub presence: f32,
+}
+
+impl Adjustment {
+    /// Whether it changes nothing.
+    pub fn is_neutral(&self) -> bool {
+        self.bias.is_empty() && !self.looks_back()
+    }
+
+    /// Whether it depends on the text so far.
+    pub fn looks_back(&self) -> bool {
+        self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
+    }
+}
+
+impl Default for Adjustment {
+    fn default() -> Self {
+        Self { bias: Vec::new(), repetition: 1.0, frequency: 0.0, presence: 0.0 }
+    }
+}
+
+/// Log-probabilities at one position, by the softmax of the logits as the model gives them:
+/// before adjustment, temperature and filters.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Logprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most likely tokens, the likeliest first; of equals the lower id first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
 /// What the engine says about a request. Every admitted request ends in exactly one terminal
 /// event: `Done` or `Failed`.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// A generation came to the device for the first time; said once, before its tokens.
+    Started {
+        /// Prompt tokens that came from the prefix cache.
+        cached_tokens: u32,
+    },
     /// One generated token (never a stop token).
     Token(TokenId),
+    /// As `Token`, for a generation that asks for log-probabilities.
+    Scored {
+        /// The token.
+        token: TokenId,
+        /// Its log-probability and others'.
+        logprobs: Box<Logprobs>,
+    },
     /// The vector of input `index`.
     Vector {
         /// Which input.
@@ -178,10 +258,10 @@ impl Sink {
     /// A channel that holds every event `task` can cause.
     pub fn for_task(task: &Task) -> (Sink, Events) {
         let events = match task {
-            Task::Generate(generate) => generate.max_tokens as usize,
+            Task::Generate(generate) => 1 + generate.max_tokens as usize,
             Task::Embed(embed) => embed.inputs.len(),
         };
-        let (sender, receiver) = tokio::sync::mpsc::channel(events + 2);
+        let (sender, receiver) = tokio::sync::mpsc::channel(events + 1);
         (Sink(sender), receiver)
     }
 

@@ -1,6 +1,7 @@
 //! The front over a hand-driven engine: wire shapes, errors, listeners.
 
 mod admin;
+mod choices;
 mod edge;
 mod embeddings;
 mod errors;
