@@ -5,7 +5,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use sconce::request::{Generate, LaneId, Micros, Request, RequestId, Sampling, Task, TenantId};
+use sconce::request::{
+    Detail, Generate, LaneId, Micros, Request, RequestId, Sampling, Task, TenantId,
+};
 use sconce::scheduler::step::{Outcome, Output, SlotId, Step, StepKind};
 use sconce::scheduler::{LaneConfig, LaneKind, Said, Scheduler, SchedulerConfig};
 
@@ -81,6 +83,7 @@ impl Loop {
                 max_tokens,
                 stop_tokens: [1, 2].into(),
                 sampling: Sampling::default(),
+                detail: Detail::default(),
             }),
         });
     }

@@ -91,6 +91,8 @@ pub struct Generate {
     pub stop_tokens: Arc<[TokenId]>,
     /// How the next token is chosen.
     pub sampling: Sampling,
+    /// What few requests ask for besides.
+    pub detail: Detail,
 }
 
 /// Embeddings: every input is non-empty and within the model's limit.
@@ -124,12 +126,90 @@ impl Default for Sampling {
     }
 }
 
+/// What few requests ask of the sampler besides a draw; nothing by default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Detail {
+    /// What is done to the logits first.
+    pub adjustment: Option<Arc<Adjustment>>,
+    /// Also say each token's log-probability, and those of this many most likely tokens.
+    pub logprobs: Option<u8>,
+}
+
+impl Detail {
+    /// Whether there is anything to do.
+    pub fn is_empty(&self) -> bool {
+        self.adjustment.is_none() && self.logprobs.is_none()
+    }
+
+    /// Whether the next token depends on which tokens were generated before, other than through
+    /// the model.
+    pub fn looks_back(&self) -> bool {
+        self.adjustment.as_ref().is_some_and(|adjustment| adjustment.looks_back())
+    }
+}
+
+/// What is done to logits before anything else, in this order: the bias is added; the logits of
+/// tokens in prompt or answer are divided by the repetition penalty where positive, else
+/// multiplied; those of tokens in the answer lose the frequency penalty times their count, and
+/// the presence penalty once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adjustment {
+    /// Added to a token's logit; each token once.
+    pub bias: Vec<(TokenId, f32)>,
+    /// 1 changes nothing.
+    pub repetition: f32,
+    /// 0 changes nothing.
+    pub frequency: f32,
+    /// 0 changes nothing.
+    pub presence: f32,
+}
+
+impl Adjustment {
+    /// Whether it changes nothing.
+    pub fn is_neutral(&self) -> bool {
+        self.bias.is_empty() && !self.looks_back()
+    }
+
+    /// Whether it depends on the text so far.
+    pub fn looks_back(&self) -> bool {
+        self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
+    }
+}
+
+impl Default for Adjustment {
+    fn default() -> Self {
+        Self { bias: Vec::new(), repetition: 1.0, frequency: 0.0, presence: 0.0 }
+    }
+}
+
+/// Log-probabilities at one position, by the softmax of the logits as the model gives them:
+/// before adjustment, temperature and filters.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Logprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most likely tokens, the likeliest first; of equals the lower id first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
 /// What the engine says about a request. Every admitted request ends in exactly one terminal
 /// event: `Done` or `Failed`.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// A generation came to the device for the first time; said once, before its tokens.
+    Started {
+        /// Prompt tokens that came from the prefix cache.
+        cached_tokens: u32,
+    },
     /// One generated token (never a stop token).
     Token(TokenId),
+    /// As `Token`, for a generation that asks for log-probabilities.
+    Scored {
+        /// The token.
+        token: TokenId,
+        /// Its log-probability and others'.
+        logprobs: Box<Logprobs>,
+    },
     /// The vector of input `index`.
     Vector {
         /// Which input.
@@ -190,15 +270,43 @@ pub struct Sink {
 pub struct Meter {
     prompt_tokens: u32,
     begun: AtomicBool,
+    cached_tokens: AtomicU32,
     generated_tokens: AtomicU32,
 }
 
 impl Meter {
-    /// The prompt counts from the first event on. Cached tokens are known only at the end.
+    /// For `task`. Choices of one prompt share it: it counts with the first.
+    fn of(task: &Task) -> Self {
+        let further = matches!(task, Task::Generate(generate) if generate.sampling.choice > 0);
+        Self {
+            prompt_tokens: if further { 0 } else { task.prompt_tokens() as u32 },
+            begun: AtomicBool::new(false),
+            cached_tokens: AtomicU32::new(0),
+            generated_tokens: AtomicU32::new(0),
+        }
+    }
+
+    fn count(&self, event: &Event) {
+        match event {
+            Event::Failed(_) => return,
+            Event::Started { cached_tokens } if self.prompt_tokens > 0 => {
+                self.cached_tokens.store(*cached_tokens, Relaxed);
+            }
+            Event::Token(_) | Event::Scored { .. } => {
+                self.generated_tokens.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+        self.begun.store(true, Relaxed);
+    }
+
+    /// The prompt counts from the first event on.
     pub fn usage(&self) -> Usage {
-        let prompt_tokens = if self.begun.load(Relaxed) { self.prompt_tokens } else { 0 };
-        let generated_tokens = self.generated_tokens.load(Relaxed);
-        Usage { prompt_tokens, cached_tokens: 0, generated_tokens }
+        Usage {
+            prompt_tokens: if self.begun.load(Relaxed) { self.prompt_tokens } else { 0 },
+            cached_tokens: self.cached_tokens.load(Relaxed),
+            generated_tokens: self.generated_tokens.load(Relaxed),
+        }
     }
 }
 
@@ -209,16 +317,11 @@ impl Sink {
     /// A channel that holds every event `task` can cause.
     pub fn for_task(task: &Task) -> (Sink, Events) {
         let events = match task {
-            Task::Generate(generate) => generate.max_tokens as usize,
+            Task::Generate(generate) => 1 + generate.max_tokens as usize,
             Task::Embed(embed) => embed.inputs.len(),
         };
-        let (sender, receiver) = tokio::sync::mpsc::channel(events + 2);
-        let meter = Meter {
-            prompt_tokens: task.prompt_tokens() as u32,
-            begun: AtomicBool::new(false),
-            generated_tokens: AtomicU32::new(0),
-        };
-        (Sink { events: sender, meter: Arc::new(meter) }, receiver)
+        let (sender, receiver) = tokio::sync::mpsc::channel(events + 1);
+        (Sink { events: sender, meter: Arc::new(Meter::of(task)) }, receiver)
     }
 
     /// What is being sent, counted.
@@ -233,12 +336,7 @@ impl Sink {
     /// If more events are sent than the task can cause: a defect of the engine.
     pub fn send(&self, event: Event) {
         use tokio::sync::mpsc::error::TrySendError;
-        if !matches!(event, Event::Failed(_)) {
-            self.meter.begun.store(true, Relaxed);
-        }
-        if let Event::Token(_) = event {
-            self.meter.generated_tokens.fetch_add(1, Relaxed);
-        }
+        self.meter.count(&event);
         if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
             panic!("an event channel is sized for the whole answer");
         }

@@ -149,7 +149,7 @@ impl Front {
         .await
     }
 
-    /// The prompt of a conversation.
+    /// The prompt of a conversation; `flags` are what the template may look at besides.
     ///
     /// # Errors
     /// `ContextLengthExceeded` when it cannot fit; whatever the template refuses.
@@ -157,6 +157,7 @@ impl Front {
         &self,
         text: &ModelText,
         messages: Vec<Message>,
+        flags: Vec<(&'static str, bool)>,
         limit: u32,
     ) -> Result<Arc<[TokenId]>> {
         let template = text.template.clone().ok_or_else(|| {
@@ -168,8 +169,10 @@ impl Front {
             || messages.iter().map(|message| message.content.chars().count()).sum::<usize>();
         check_characters(0, bytes, characters, limit)?;
         let tokenizer = Arc::clone(&text.tokenizer);
-        self.heavy(tokenising(bytes), move || Ok(template.render(&tokenizer, &messages)?.into()))
-            .await
+        self.heavy(tokenising(bytes), move || {
+            Ok(template.render_with(&tokenizer, &messages, &flags)?.into())
+        })
+        .await
     }
 
     /// Parses a JSON body.

@@ -70,8 +70,8 @@ pub(crate) fn advance(lifecycle: &Lifecycle, phase: Phase) {
 }
 
 /// A message a line, as `role:content`, and the role of the answer.
-const TEMPLATE: &str =
-    "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}assistant:";
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}\
+     assistant:{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}";
 
 fn text() -> ModelText {
     ModelText {

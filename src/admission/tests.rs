@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Phase;
 use crate::model::ModelTask;
-use crate::request::{Generate, Micros, Sampling, Task, Usage};
+use crate::request::{Detail, Generate, Micros, Sampling, Task, Usage};
 use crate::scheduler::{LaneLoad, Load};
 
 fn ticket(front: &Arc<Front>) -> Ticket {
@@ -23,6 +23,7 @@ fn task(prompt: usize) -> Task {
         max_tokens: 1,
         stop_tokens: Arc::default(),
         sampling: Sampling::default(),
+        detail: Detail::default(),
     })
 }
 

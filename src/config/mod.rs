@@ -145,6 +145,8 @@ pub struct Limits {
     pub queue_requests: usize,
     /// Waiting prompt tokens.
     pub queue_tokens: usize,
+    /// Answers to one prompt.
+    pub max_choices: usize,
     /// A request's whole time.
     pub request_timeout: Duration,
     /// Comment lines that keep a quiet stream open.
@@ -294,6 +296,7 @@ impl Default for Limits {
             max_wait: Duration::from_secs(30),
             queue_requests: 512,
             queue_tokens: 262_144,
+            max_choices: 16,
             request_timeout: Duration::from_secs(600),
             sse_ping: Duration::from_secs(15),
         }

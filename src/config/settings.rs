@@ -169,6 +169,12 @@ const LIMITS: &[Setting] = &[
         get: |c| c.limits.queue_tokens.to_string(),
     },
     Setting {
+        key: "limits.max_choices",
+        env: &[],
+        set: |c, t| count(t, 1..=128).map(|v| c.limits.max_choices = v),
+        get: |c| c.limits.max_choices.to_string(),
+    },
+    Setting {
         key: "limits.request_timeout_seconds",
         env: &[],
         set: |c, t| seconds(t, 0.1..=DAY).map(|v| c.limits.request_timeout = v),

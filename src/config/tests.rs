@@ -162,6 +162,7 @@ fn every_setting_has_a_range_and_says_so() {
         ("limits.queue_requests", &["0", "many"]),
         ("limits.queue_tokens", &["0"]),
         ("limits.request_timeout_seconds", &["0", "-5"]),
+        ("limits.max_choices", &["0", "129"]),
         ("limits.sse_ping_seconds", &["0", "3601"]),
         ("drain.grace_seconds", &["0", "86401", "30s"]),
         ("drain.linger_seconds", &["-1", "3601"]),

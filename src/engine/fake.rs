@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError, StepErrorKind};
-use crate::request::{LaneId, Micros, TokenId};
-use crate::scheduler::step::{Outcome, Output, SlotId, Step};
+use crate::request::{LaneId, Logprobs, Micros, TokenId};
+use crate::scheduler::step::{Outcome, Output, SlotId, SpanDetail, Step};
 
 /// What the fake device does.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +52,8 @@ impl FakeRunner {
     }
 
     fn answer(&self, step: &Step, outcome: &mut Outcome) {
+        let asking = |detail: &&SpanDetail| detail.detail.logprobs.is_some();
+        outcome.logprobs.extend(step.details.iter().filter(asking).map(|_| Logprobs::default()));
         for span in &step.spans {
             match span.output {
                 Output::None => {}

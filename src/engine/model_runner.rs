@@ -8,8 +8,9 @@ use crate::device::arena::Region;
 use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError};
 use crate::kernels::batch::{Batch, BatchSpan, KvMap};
-use crate::kernels::cpu::executor::{Draw, Executor};
+use crate::kernels::cpu::executor::{Draw, Executor, Refine, Refined};
 use crate::kernels::ops::Buf;
+use crate::kernels::sample::adjust::Past;
 use crate::request::{LaneId, Micros, TokenId};
 use crate::scheduler::step::{Grant, Input, MAX_SEATS, Outcome, Output, SlotId, Span, Step};
 
@@ -104,12 +105,47 @@ impl ModelRunner {
         let sampled =
             self.executor.sample(&output, &self.memory.workspace, &self.draws, &mut outcome.tokens);
         sampled.map_err(|error| StepError::step(error.to_string()))?;
+        if !step.details.is_empty() {
+            self.refine(step, output, outcome)?;
+        }
         let seats = step.spans.iter().filter_map(|span| match span.output {
             Output::Sample { seat, .. } => Some(seat),
             Output::None | Output::Pool => None,
         });
         for (seat, &token) in seats.zip(&outcome.tokens) {
             self.seats[seat.0 as usize] = token;
+        }
+        Ok(())
+    }
+
+    /// What few spans ask for besides: adjusted draws and log-probabilities.
+    fn refine(&mut self, step: &Step, output: Buf, outcome: &mut Outcome) -> Result<(), StepError> {
+        let mut details = step.details.iter().peekable();
+        let sampling = |(_, span): &(usize, &Span)| matches!(span.output, Output::Sample { .. });
+        let spans = step.spans.iter().enumerate().filter(sampling);
+        let mut wanted = Vec::with_capacity(step.details.len());
+        let mut places = Vec::with_capacity(step.details.len());
+        for (place, (index, span)) in spans.enumerate() {
+            let Some(detail) = details.next_if(|detail| detail.span as usize == index) else {
+                continue;
+            };
+            let generated = detail.generated.start as usize..detail.generated.end as usize;
+            let in_seat = matches!(span.input, Input::Seat(_));
+            let past = Past {
+                prompt: &detail.prompt,
+                generated: &step.history[generated],
+                last: in_seat.then(|| self.batch.tokens[span.rows.start as usize]),
+            };
+            let (draw, plain) = (self.draws[place], outcome.tokens[place]);
+            wanted.push(Refine { draw, detail: &detail.detail, past, plain });
+            places.push(place);
+        }
+        let mut results = vec![Refined::default(); wanted.len()];
+        let refined = self.executor.refine(&output, &self.memory.workspace, &wanted, &mut results);
+        refined.map_err(|error| StepError::step(error.to_string()))?;
+        for (place, Refined { token, logprobs }) in places.into_iter().zip(results) {
+            outcome.tokens[place] = token;
+            outcome.logprobs.extend(logprobs);
         }
         Ok(())
     }

@@ -12,8 +12,8 @@ use crate::error::ErrorKind;
 use crate::lifecycle::Phase;
 use crate::model::ModelTask;
 use crate::request::{
-    Embed, Event, Events, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling, Sink,
-    Submission, Task, TenantId,
+    Detail, Embed, Event, Events, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
+    Sink, Submission, Task, TenantId,
 };
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
 use crate::telemetry::{Setup, Telemetry};
@@ -92,6 +92,7 @@ impl Bench {
             max_tokens,
             stop_tokens: vec![9].into(),
             sampling: Sampling::default(),
+            detail: Detail::default(),
         });
         self.ask(GENERATE, task)
     }

@@ -7,6 +7,7 @@ use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
 
+use super::answer::Prompt;
 use super::generate::{self, Running};
 use super::openai::{ChatMessage, Content, GenerateBody};
 use super::params::Params;
@@ -44,12 +45,13 @@ async fn create(
 
 async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<Running> {
     let mut body: GenerateBody = body::json(front, ticket, request).await?;
-    let params = Params::take(&mut body)?;
+    let mut params = Params::take(&mut body, Shape::Chat, &front.config.limits)?;
     let messages = messages(body.messages.take().unwrap_or_default())?;
     let name = generate::model_name(body.model.as_ref())?;
     let entry = front.enter(ticket, name, ModelTask::Generate)?;
-    let prompt = front.render(entry.text, messages, entry.model.context()).await?;
-    generate::submit(front, ticket, entry, Shape::Chat, &params, vec![prompt])
+    let flags = std::mem::take(&mut params.flags);
+    let tokens = front.render(entry.text, messages, flags, entry.model.context()).await?;
+    generate::submit(front, ticket, entry, &params, &[Prompt { tokens, echo: None }])
 }
 
 fn messages(given: Vec<ChatMessage>) -> Result<Vec<Message>> {

@@ -7,6 +7,7 @@ use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
 
+use super::answer::Prompt;
 use super::generate::{self, Running};
 use super::openai::GenerateBody;
 use super::params::Params;
@@ -16,6 +17,7 @@ use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::error::{Error, Result};
 use crate::model::ModelTask;
+use crate::request::TokenId;
 
 /// Most prompts in one request.
 const PROMPTS_MAX: usize = 128;
@@ -38,15 +40,22 @@ async fn create(
 
 async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<Running> {
     let mut body: GenerateBody = body::json(front, ticket, request).await?;
-    let params = Params::take(&mut body)?;
+    let params = Params::take(&mut body, Shape::Text, &front.config.limits)?;
     let input = body.prompt.take();
     let input = input.ok_or_else(|| Error::invalid("prompt", "'prompt' is required"))?;
     if input.len() > PROMPTS_MAX {
         let message = format!("{} prompts, at most {PROMPTS_MAX}", input.len());
         return Err(Error::invalid("prompt", message));
     }
+    let echoes = if params.echo { input.texts() } else { None };
     let name = generate::model_name(body.model.as_ref())?;
     let entry = front.enter(ticket, name, ModelTask::Generate)?;
     let prompts = input.encode(front, entry.text, entry.model.context(), "prompt").await?;
-    generate::submit(front, ticket, entry, Shape::Text, &params, prompts)
+    let mut echoes = echoes.into_iter().flatten();
+    let prompt = |tokens: Arc<[TokenId]>| {
+        let echo = || echoes.next().unwrap_or_else(|| entry.text.tokenizer.decode(&tokens));
+        Prompt { echo: params.echo.then(echo), tokens }
+    };
+    let prompts: Vec<Prompt> = prompts.into_iter().map(prompt).collect();
+    generate::submit(front, ticket, entry, &params, &prompts)
 }

@@ -141,7 +141,7 @@ impl Running {
                 Event::Vector { index, values } => vectors[index as usize] = values,
                 Event::Done { usage, .. } => break usage,
                 Event::Failed(error) => return Err(error),
-                Event::Token(_) => {
+                Event::Started { .. } | Event::Token(_) | Event::Scored { .. } => {
                     return Err(Error::new(ErrorKind::Internal, "a token came for an embedding"));
                 }
             }

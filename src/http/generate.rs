@@ -9,15 +9,19 @@ use axum::response::Response;
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::answer::Answers;
+use super::answer::{Answers, Manner, Prompt, ScoredToken};
 use super::error;
+use super::logprobs::{ChatLogprobs, TextLogprobs};
 use super::openai::{Answer, AnswerMessage, ChatChoice, GenerateUsage, TextChoice};
 use super::params::Params;
 use super::sse::{self, Head, Shape};
 use crate::admission::ticket::Ticket;
 use crate::admission::{Entry, Front};
 use crate::error::{Error, Result};
-use crate::request::{Task, TokenId};
+use crate::request::{Generate, Sampling, Task};
+
+/// Most answers to one request.
+const REQUESTS_MAX: usize = 128;
 
 /// Answers that are on their way.
 pub(super) struct Running {
@@ -34,38 +38,62 @@ pub(super) fn model_name(name: Option<&String>) -> Result<&str> {
     name.map(String::as_str).ok_or_else(|| Error::invalid("model", "'model' is required"))
 }
 
-/// Submits a request for each prompt.
+/// Submits a request for each choice of each prompt.
 ///
 /// # Errors
-/// `ContextLengthExceeded`, and whatever admission refuses.
+/// `ContextLengthExceeded`, `InvalidRequest` for more choices than can ever wait, and whatever
+/// admission refuses.
 pub(super) fn submit(
     front: &Front,
     ticket: &mut Ticket,
     entry: Entry<'_>,
-    shape: Shape,
     params: &Params,
-    prompts: Vec<Arc<[TokenId]>>,
+    prompts: &[Prompt],
 ) -> Result<Running> {
     let Entry { model, text } = entry;
-    let lengths: Vec<u32> = prompts.iter().map(|prompt| prompt.len() as u32).collect();
-    let tasks = prompts
-        .into_iter()
-        .map(|prompt| params.generate(prompt, text, model.context(), shape.default_max()))
-        .map(|generate| generate.map(Task::Generate))
-        .collect::<Result<Vec<Task>>>()?;
-    let receivers = front.submit(ticket, model, tasks)?;
-    let prompts = lengths.into_iter().zip(receivers).collect();
-    let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
+    let requests = prompts.len() * params.choices as usize;
+    let most = REQUESTS_MAX.min(front.config.limits.queue_requests);
+    if requests > most {
+        let message = format!(
+            "{} prompts with n {} are {requests} answers, at most {most} (limits.queue_requests, \
+             and no more than {REQUESTS_MAX})",
+            prompts.len(),
+            params.choices
+        );
+        return Err(Error::invalid(if params.choices > 1 { "n" } else { "prompt" }, message));
+    }
+    let mut tasks = Vec::with_capacity(requests);
+    for prompt in prompts {
+        let first = params.generate(Arc::clone(&prompt.tokens), text, model.context())?;
+        tasks.extend((0..params.choices).map(|choice| {
+            let sampling = Sampling { choice, ..first.sampling };
+            Task::Generate(Generate { sampling, ..first.clone() })
+        }));
+    }
+    let events = front.submit(ticket, model, tasks)?;
+    let prefix = if params.shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let scored = params.detail.logprobs.is_some();
     let head = Head {
-        shape,
+        shape: params.shape,
         id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
         created: now.as_secs(),
         model: model.name.clone(),
         include_usage: params.include_usage,
+        scored: scored.then(|| Arc::clone(&text.tokenizer)),
     };
-    let answers = Answers::new(prompts, &text.tokenizer, &params.stops);
+    let choices = params.choices as usize;
+    let manner = Manner { tokenizer: &text.tokenizer, stops: &params.stops, scored, choices };
+    let answers = Answers::new(prompts, events, &manner);
     Ok(Running { head, answers, stream: params.stream })
+}
+
+/// What has come of one choice.
+#[derive(Default)]
+struct Whole {
+    text: String,
+    tokens: Vec<ScoredToken>,
+    finish: Option<&'static str>,
 }
 
 impl Running {
@@ -106,28 +134,31 @@ impl Running {
     }
 
     async fn collect(&mut self) -> Result<Vec<u8>> {
-        let mut choices = vec![(String::new(), "stop"); self.answers.len()];
+        let mut choices: Vec<Whole> = Vec::new();
+        choices.resize_with(self.answers.len(), Whole::default);
         while let Some(piece) = self.answers.next().await {
             let piece = piece?;
             let choice = &mut choices[piece.index as usize];
-            choice.0 += &piece.text;
-            choice.1 = piece.finish.unwrap_or(choice.1);
+            choice.text += &piece.text;
+            choice.tokens.extend(piece.tokens);
+            choice.finish = piece.finish.or(choice.finish);
         }
         let choices = (0_u32..).zip(&choices);
+        let scored = self.head.scored.as_deref();
         Ok(match self.head.shape {
             Shape::Chat => {
-                let choices = choices.map(|(index, (text, finish_reason))| {
+                let choices = choices.map(|(index, Whole { text, tokens, finish })| {
                     let message = AnswerMessage { role: "assistant", content: text, refusal: None };
-                    ChatChoice { index, message, logprobs: None, finish_reason }
+                    let logprobs = scored.map(|tokenizer| ChatLogprobs::new(tokenizer, tokens));
+                    let finish_reason = finish.unwrap_or("stop");
+                    ChatChoice { index, message, logprobs, finish_reason }
                 });
                 self.whole("chat.completion", &choices.collect::<Vec<_>>())
             }
             Shape::Text => {
-                let choices = choices.map(|(index, (text, finish))| TextChoice {
-                    text,
-                    index,
-                    logprobs: None,
-                    finish_reason: Some(finish),
+                let choices = choices.map(|(index, Whole { text, tokens, finish })| {
+                    let logprobs = scored.map(|tokenizer| TextLogprobs::new(tokenizer, tokens));
+                    TextChoice { text, index, logprobs, finish_reason: *finish }
                 });
                 self.whole("text_completion", &choices.collect::<Vec<_>>())
             }

@@ -62,6 +62,15 @@ impl Input {
         front.encode(text, texts, limit).await
     }
 
+    /// The inputs, unless they are token ids.
+    pub(super) fn texts(&self) -> Option<Vec<String>> {
+        match self {
+            Input::Text(text) => Some(vec![text.clone()]),
+            Input::Texts(texts) => Some(texts.clone()),
+            Input::Tokens(_) | Input::TokenLists(_) => None,
+        }
+    }
+
     /// Number of inputs.
     pub(super) fn len(&self) -> usize {
         match self {

@@ -14,9 +14,11 @@ mod error;
 mod generate;
 mod health;
 mod input;
+mod logprobs;
 mod models;
 mod openai;
 mod params;
+mod sampling;
 mod sse;
 
 #[cfg(test)]

@@ -6,8 +6,10 @@ use std::fmt;
 
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::input::Input;
+use super::logprobs::{ChatLogprobs, TextLogprobs};
 use crate::request::Usage;
 
 /// The body of `/v1/chat/completions` and `/v1/completions`: `messages` belongs to the one,
@@ -29,22 +31,24 @@ pub(super) struct GenerateBody {
     pub(super) ignore_eos: Option<bool>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
-    // Understood and not served yet: refused where they would change the answer.
     pub(super) n: Option<u32>,
     pub(super) best_of: Option<u32>,
     pub(super) echo: Option<bool>,
-    pub(super) suffix: Option<String>,
-    pub(super) logprobs: Option<serde_json::Value>,
+    /// A flag in chat, a number in completions.
+    pub(super) logprobs: Option<Value>,
     pub(super) top_logprobs: Option<u32>,
-    pub(super) prompt_logprobs: Option<IgnoredAny>,
-    pub(super) logit_bias: Option<HashMap<String, IgnoredAny>>,
+    pub(super) logit_bias: Option<HashMap<String, Value>>,
     pub(super) frequency_penalty: Option<f32>,
     pub(super) presence_penalty: Option<f32>,
     pub(super) repetition_penalty: Option<f32>,
+    pub(super) chat_template_kwargs: Option<HashMap<String, Value>>,
+    // Understood and not served yet: refused where they would change the answer.
+    pub(super) suffix: Option<String>,
+    pub(super) prompt_logprobs: Option<IgnoredAny>,
     pub(super) min_tokens: Option<u32>,
     pub(super) stop_token_ids: Option<Vec<IgnoredAny>>,
     pub(super) tools: Option<Vec<IgnoredAny>>,
-    pub(super) tool_choice: Option<serde_json::Value>,
+    pub(super) tool_choice: Option<Value>,
     pub(super) functions: Option<Vec<IgnoredAny>>,
     pub(super) response_format: Option<ResponseFormat>,
     pub(super) guided_json: Option<IgnoredAny>,
@@ -53,7 +57,6 @@ pub(super) struct GenerateBody {
     pub(super) guided_grammar: Option<IgnoredAny>,
     pub(super) structured_outputs: Option<IgnoredAny>,
     pub(super) chat_template: Option<IgnoredAny>,
-    pub(super) chat_template_kwargs: Option<HashMap<String, IgnoredAny>>,
     pub(super) continue_final_message: Option<bool>,
     pub(super) audio: Option<IgnoredAny>,
     pub(super) modalities: Option<Vec<String>>,
@@ -206,7 +209,7 @@ pub(super) struct Answer<'a, C> {
 pub(super) struct ChatChoice<'a> {
     pub(super) index: u32,
     pub(super) message: AnswerMessage<'a>,
-    pub(super) logprobs: Option<()>,
+    pub(super) logprobs: Option<ChatLogprobs<'a>>,
     pub(super) finish_reason: &'static str,
 }
 
@@ -222,7 +225,7 @@ pub(super) struct AnswerMessage<'a> {
 pub(super) struct ChatDelta<'a> {
     pub(super) index: u32,
     pub(super) delta: Delta<'a>,
-    pub(super) logprobs: Option<()>,
+    pub(super) logprobs: Option<ChatLogprobs<'a>>,
     pub(super) finish_reason: Option<&'static str>,
 }
 
@@ -239,7 +242,7 @@ pub(super) struct Delta<'a> {
 pub(super) struct TextChoice<'a> {
     pub(super) text: &'a str,
     pub(super) index: u32,
-    pub(super) logprobs: Option<()>,
+    pub(super) logprobs: Option<TextLogprobs<'a>>,
     pub(super) finish_reason: Option<&'static str>,
 }
 

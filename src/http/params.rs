@@ -1,13 +1,17 @@
 //! Checks what a generation body asks for: ranges, limits, and the fields that are understood
 //! and not served yet. Those are refused by name, never ignored.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::openai::{GenerateBody, Stop};
+use super::sampling;
+use super::sse::Shape;
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
-use crate::request::{Generate, Sampling, TokenId};
+use crate::request::{Detail, Generate, Sampling, TokenId};
 use crate::text::ModelText;
-use std::sync::Arc;
 
 /// Most stop strings, and the longest one in bytes.
 const STOPS_MAX: usize = 4;
@@ -16,7 +20,15 @@ const STOP_BYTES_MAX: usize = 1024;
 /// The checked part of a generation body that does not depend on the model.
 #[derive(Debug)]
 pub(super) struct Params {
+    pub(super) shape: Shape,
     pub(super) sampling: Sampling,
+    pub(super) detail: Detail,
+    /// Answers to each prompt.
+    pub(super) choices: u32,
+    /// Whether each answer begins with its prompt.
+    pub(super) echo: bool,
+    /// What the chat template is told besides the messages.
+    pub(super) flags: Vec<(&'static str, bool)>,
     pub(super) max_tokens: Option<u32>,
     pub(super) stops: Vec<String>,
     pub(super) ignore_eos: bool,
@@ -29,8 +41,8 @@ impl Params {
     ///
     /// # Errors
     /// `InvalidRequest` out of range, `Unsupported` for what is not served yet.
-    pub(super) fn take(body: &mut GenerateBody) -> Result<Self> {
-        refuse_unserved(body)?;
+    pub(super) fn take(body: &mut GenerateBody, shape: Shape, limits: &Limits) -> Result<Self> {
+        refuse_unserved(body, shape)?;
         let stream = body.stream.unwrap_or(false);
         if !stream && body.stream_options.is_some() {
             let message = "stream_options needs stream to be true";
@@ -38,7 +50,12 @@ impl Params {
         }
         let include_usage = body.stream_options.as_ref().and_then(|options| options.include_usage);
         Ok(Self {
-            sampling: sampling(body)?,
+            shape,
+            sampling: sampling::sampling(body)?,
+            choices: sampling::choices(body, limits.max_choices)?,
+            echo: sampling::echo(body)?,
+            flags: flags(body)?,
+            detail: sampling::detail(body, shape)?,
             max_tokens: max_tokens(body)?,
             stops: stops(body.stop.take())?,
             ignore_eos: body.ignore_eos.unwrap_or(false),
@@ -47,24 +64,24 @@ impl Params {
         })
     }
 
-    /// The scheduler's view, for one prompt of a model with `context` tokens; `default_max` is
-    /// how long an answer may be when the caller does not say: the rest of the context at most.
+    /// The scheduler's view, for one prompt of a model with `context` tokens, and its first choice.
     ///
     /// # Errors
-    /// `ContextLengthExceeded` if the prompt leaves no room, or less than explicitly asked for.
+    /// `ContextLengthExceeded` if the prompt leaves no room, or less than explicitly asked for;
+    /// `InvalidRequest` for a bias of a token that the model does not have.
     pub(super) fn generate(
         &self,
         prompt: Arc<[TokenId]>,
         text: &ModelText,
         context: u32,
-        default_max: u32,
     ) -> Result<Generate> {
+        sampling::check_bias(&self.detail, text.tokenizer.vocab_size())?;
         let length = prompt.len();
         if length == 0 {
             return Err(Error::new(ErrorKind::InvalidRequest, "the prompt is empty"));
         }
         let rest = (context as usize).saturating_sub(length) as u32;
-        let wanted = self.max_tokens.unwrap_or_else(|| default_max.min(rest));
+        let wanted = self.max_tokens.unwrap_or_else(|| self.shape.default_max().min(rest));
         if rest == 0 || wanted > rest {
             let asked = match self.max_tokens {
                 Some(wanted) => format!(" and asks for {wanted} more"),
@@ -78,30 +95,23 @@ impl Params {
         }
         let stop_tokens =
             if self.ignore_eos { Arc::default() } else { Arc::clone(&text.stop_tokens) };
-        Ok(Generate { prompt, max_tokens: wanted, stop_tokens, sampling: self.sampling })
+        let (sampling, detail) = (self.sampling, self.detail.clone());
+        Ok(Generate { prompt, max_tokens: wanted, stop_tokens, sampling, detail })
     }
 }
 
-fn refuse_unserved(body: &GenerateBody) -> Result<()> {
-    let not_neutral = |value: Option<f32>, neutral| value.is_some_and(|value| value != neutral);
+fn refuse_unserved(body: &GenerateBody, shape: Shape) -> Result<()> {
     let filled = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let choice = body.tool_choice.as_ref().filter(|choice| !choice.is_null());
     let choice_is = |name: &str| choice.and_then(Value::as_str) == Some(name);
-    let logprobs = body.logprobs.as_ref();
+    let chat = shape == Shape::Chat;
     let not_text =
         |kinds: &Vec<String>| kinds.is_empty() || kinds.iter().any(|kind| kind != "text");
     let refused = [
-        ("n", body.n.is_some_and(|n| n != 1)),
-        ("best_of", body.best_of.is_some_and(|n| n != 1)),
-        ("echo", body.echo == Some(true)),
+        ("echo", chat && body.echo == Some(true)),
         ("suffix", body.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty())),
-        ("logprobs", logprobs.is_some_and(|logprobs| *logprobs != Value::Bool(false))),
-        ("top_logprobs", body.top_logprobs.is_some_and(|n| n > 0)),
+        ("top_logprobs", !chat && body.top_logprobs.is_some_and(|n| n > 0)),
         ("prompt_logprobs", body.prompt_logprobs.is_some()),
-        ("logit_bias", body.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty())),
-        ("frequency_penalty", not_neutral(body.frequency_penalty, 0.0)),
-        ("presence_penalty", not_neutral(body.presence_penalty, 0.0)),
-        ("repetition_penalty", not_neutral(body.repetition_penalty, 1.0)),
         ("min_tokens", body.min_tokens.is_some_and(|n| n > 0)),
         ("stop_token_ids", filled(&body.stop_token_ids)),
         ("tools", filled(&body.tools) && !choice_is("none")),
@@ -114,10 +124,6 @@ fn refuse_unserved(body: &GenerateBody) -> Result<()> {
         ("guided_grammar", body.guided_grammar.is_some()),
         ("structured_outputs", body.structured_outputs.is_some()),
         ("chat_template", body.chat_template.is_some()),
-        (
-            "chat_template_kwargs",
-            body.chat_template_kwargs.as_ref().is_some_and(|kwargs| !kwargs.is_empty()),
-        ),
         ("continue_final_message", body.continue_final_message == Some(true)),
         ("audio", body.audio.is_some()),
         ("modalities", body.modalities.as_ref().is_some_and(not_text)),
@@ -132,28 +138,21 @@ fn refuse_unserved(body: &GenerateBody) -> Result<()> {
     }
 }
 
-fn sampling(body: &GenerateBody) -> Result<Sampling> {
-    let within = |name, value: Option<f32>, default: f32, most: f32| {
-        let value = value.unwrap_or(default);
-        if (0.0..=most).contains(&value) {
-            return Ok(value);
-        }
-        Err(Error::invalid(name, format!("{name} is {value}, it has to be within 0 and {most}")))
+/// What may be said to a chat template: switches that models' own templates ask for, by name.
+const FLAGS: [&str; 2] = ["enable_thinking", "thinking"];
+
+fn flags(body: &GenerateBody) -> Result<Vec<(&'static str, bool)>> {
+    let given = body.chat_template_kwargs.iter().flatten();
+    let flag = |(name, value): (&String, &Value)| {
+        let known = FLAGS.into_iter().find(|known| known == name);
+        known.zip(value.as_bool()).ok_or_else(|| {
+            let shown: String = name.chars().take(40).collect();
+            let allowed = FLAGS.join(", ");
+            let message = format!("'{shown}' is not one of {allowed}, which take true or false");
+            Error::invalid("chat_template_kwargs", message)
+        })
     };
-    let top_k = match body.top_k.unwrap_or(0) {
-        -1 => 0,
-        k => u32::try_from(k).map_err(|_| {
-            Error::invalid("top_k", format!("top_k is {k}, it has to be -1, 0 or positive"))
-        })?,
-    };
-    Ok(Sampling {
-        temperature: within("temperature", body.temperature, 1.0, 2.0)?,
-        top_p: within("top_p", body.top_p, 1.0, 1.0)?,
-        top_k,
-        min_p: within("min_p", body.min_p, 0.0, 1.0)?,
-        seed: body.seed.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, |seed| seed as u64),
-        choice: 0,
-    })
+    given.map(flag).collect()
 }
 
 fn max_tokens(body: &GenerateBody) -> Result<Option<u32>> {

@@ -2,6 +2,7 @@
 //! event when it fails. All events that are ready go out in one write.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,10 +15,12 @@ use tokio::time::{Instant, Sleep};
 
 use super::answer::{Answers, Piece};
 use super::error;
+use super::logprobs::{ChatLogprobs, TextLogprobs};
 use super::openai::{Answer, ChatDelta, Delta, GenerateUsage, TextChoice};
 use crate::admission::ticket::Ticket;
 use crate::error::Error;
 use crate::request::Usage;
+use crate::text::Tokenizer;
 
 /// Bytes after which a write goes out although more is ready.
 const WRITE_BYTES: usize = 16 * 1024;
@@ -51,6 +54,8 @@ pub(super) struct Head {
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) include_usage: bool,
+    /// Set where log-probabilities are asked for: what names tokens.
+    pub(super) scored: Option<Arc<Tokenizer>>,
 }
 
 /// The response that streams `answers`, with a comment line every `ping` of silence.
@@ -148,22 +153,26 @@ impl Head {
     }
 
     fn piece(&self, out: &mut Vec<u8>, piece: &Piece) {
-        let Piece { index, text, finish } = piece;
+        let Piece { index, text, tokens, finish } = piece;
         let (index, finish_reason) = (*index, *finish);
+        let scored = self.scored.as_deref().filter(|_| !tokens.is_empty());
+        let adds = !text.is_empty() || scored.is_some();
         match self.shape {
-            Shape::Text if !text.is_empty() || finish.is_some() => {
-                self.chunk(out, &[TextChoice { text, index, logprobs: None, finish_reason }]);
+            Shape::Text if adds || finish.is_some() => {
+                let logprobs = scored.map(|tokenizer| TextLogprobs::new(tokenizer, tokens));
+                self.chunk(out, &[TextChoice { text, index, logprobs, finish_reason }]);
             }
             Shape::Text => {}
             Shape::Chat => {
-                let chunk = |out: &mut Vec<u8>, delta, finish_reason| {
-                    self.chunk(out, &[ChatDelta { index, delta, logprobs: None, finish_reason }]);
+                let chunk = |out: &mut Vec<u8>, delta, logprobs, finish_reason| {
+                    self.chunk(out, &[ChatDelta { index, delta, logprobs, finish_reason }]);
                 };
-                if !text.is_empty() {
-                    chunk(out, Delta { role: None, content: Some(text) }, None);
+                if adds {
+                    let logprobs = scored.map(|tokenizer| ChatLogprobs::new(tokenizer, tokens));
+                    chunk(out, Delta { role: None, content: Some(text) }, logprobs, None);
                 }
                 if finish.is_some() {
-                    chunk(out, Delta::default(), finish_reason);
+                    chunk(out, Delta::default(), None, finish_reason);
                 }
             }
         }

@@ -7,12 +7,16 @@
 
 #![allow(unsafe_code)]
 
+pub mod adjust;
+mod logprobs;
+
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::kernels::cpu::isa::{Isa, LANES, Set, SetKind, Task};
 use crate::kernels::cpu::math;
-use crate::request::{Sampling, TokenId};
+use crate::request::{Adjustment, Logprobs, Sampling, TokenId};
+use adjust::{Adjuster, Past};
 
 /// The weight of the most likely token.
 const ONE: u32 = 1 << 30;
@@ -25,6 +29,8 @@ pub struct Sampler {
     weights: Vec<u32>,
     /// Candidates of a filter.
     keys: Vec<Key>,
+    /// Empty until a row is adjusted.
+    adjuster: Adjuster,
 }
 
 impl Sampler {
@@ -34,7 +40,29 @@ impl Sampler {
     /// If this processor does not run `set`.
     pub fn new(set: SetKind, vocabulary: usize) -> Self {
         let set = Set::new(set).unwrap_or_else(|| panic!("no {} here", set.as_str()));
-        Self { set, weights: vec![0; vocabulary], keys: Vec::with_capacity(vocabulary) }
+        let keys = Vec::with_capacity(vocabulary);
+        Self { set, weights: vec![0; vocabulary], keys, adjuster: Adjuster::default() }
+    }
+
+    /// As [`Sampler::sample`], with the logits adjusted first: bias, then penalties over the text
+    /// so far, then temperature and filters, the order of vLLM and llama.cpp.
+    pub fn sample_adjusted(
+        &mut self,
+        logits: &[f32],
+        (adjustment, past): (&Adjustment, Past<'_>),
+        sampling: &Sampling,
+        position: u32,
+    ) -> TokenId {
+        let mut adjuster = std::mem::take(&mut self.adjuster);
+        let token = self.sample(adjuster.apply(logits, adjustment, past), sampling, position);
+        self.adjuster = adjuster;
+        token
+    }
+
+    /// Log-probabilities of `token` and of the `top` most likely tokens, by the logits as they
+    /// are. Impossible ones are -9999.
+    pub fn logprobs(&self, logits: &[f32], token: TokenId, top: u8) -> Logprobs {
+        logprobs::logprobs(self.set, logits, token, top)
     }
 
     /// The token at `position` of a sequence.

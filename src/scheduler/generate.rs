@@ -8,9 +8,9 @@ use super::pages::Pages;
 use super::seats::Seats;
 use super::sequence::{Sequence, State};
 use super::slab::Slab;
-use super::step::{BLOCK_TOKENS, Input, Span, StepKind};
+use super::step::{BLOCK_TOKENS, Input, Output, Span, StepKind};
 use super::turn::{CommitTurn, PlanTurn};
-use crate::request::{Generate, Micros, Request};
+use crate::request::{Event, Generate, Micros, Request};
 
 /// Rows in a block.
 const ROWS: u32 = BLOCK_TOKENS as u32;
@@ -196,6 +196,11 @@ impl GenerateLane {
             if too_short || self.no_room == Some((age, turn.pages.releases())) {
                 break;
             }
+            // The first choice computes the prompt; the others find it in the prefix cache.
+            let awaits = |&other: &u32| sequence.awaits(&self.sequences[other]);
+            if sequence.task.sampling.choice > 0 && self.running.iter().any(awaits) {
+                break;
+            }
             if !self.board(turn, index) {
                 self.no_room = Some((age, turn.pages.releases()));
                 break;
@@ -241,6 +246,8 @@ impl GenerateLane {
             sequence.started = true;
             sequence.cached_tokens = sequence.computed.min(sequence.task.prompt.len() as u32);
             turn.notes.scheduled.push((turn.step.lane, turn.now.since(sequence.arrived)));
+            let cached_tokens = sequence.cached_tokens;
+            turn.said.push((sequence.id, Event::Started { cached_tokens }));
         }
         sequence.state = State::Running;
         self.waiting.pop_front();
@@ -280,6 +287,9 @@ impl GenerateLane {
         match input {
             Input::Seat(_) => step.tokens.push(0),
             Input::Known => step.tokens.extend((start..start + rows).map(|at| sequence.token(at))),
+        }
+        if output != Output::None && !sequence.task.detail.is_empty() {
+            sequence.push_detail(step, step.spans.len() as u32);
         }
         let first_block = step.blocks.len() as u32;
         let covering = (start + rows).div_ceil(ROWS) as usize;

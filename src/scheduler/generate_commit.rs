@@ -4,19 +4,29 @@
 use super::generate::GenerateLane;
 use super::notes::TokenNote;
 use super::sequence::State;
-use super::step::{BLOCK_TOKENS, Output, Span};
+use super::step::{BLOCK_TOKENS, Output, Span, SpanDetail};
 use super::turn::{CommitTurn, Result};
 use crate::error::Error;
-use crate::request::{Event, Finish, LaneId, TokenId};
+use crate::request::{Event, Finish, LaneId, Logprobs, TokenId};
 
 /// How much of the learned answer length one finished request is.
 const ANSWER_GAIN: f64 = 0.05;
+
+/// What a sampling span gave.
+#[derive(Debug, Clone, Copy)]
+struct Sampled<'a> {
+    token: TokenId,
+    logprobs: Option<&'a Logprobs>,
+}
 
 impl GenerateLane {
     /// Takes in what a step gave; `members` are the sequences behind its spans.
     pub(super) fn commit(&mut self, result: Result, members: &[u32], turn: &mut CommitTurn) {
         let mut tokens = result.outcome.tokens.iter();
-        for (span, &index) in result.step.spans.iter().zip(members) {
+        let mut logprobs = result.outcome.logprobs.iter();
+        let asking = |detail: &&SpanDetail| detail.detail.logprobs.is_some();
+        let mut details = result.step.details.iter().filter(asking).peekable();
+        for (number, (span, &index)) in result.step.spans.iter().zip(members).enumerate() {
             let token = match span.output {
                 Output::Sample { .. } => {
                     Some(*tokens.next().expect("an outcome has a token for each sampling span"))
@@ -24,11 +34,15 @@ impl GenerateLane {
                 Output::None => None,
                 Output::Pool => unreachable!("a generation is not pooled"),
             };
+            let asks = details.next_if(|detail| detail.span as usize == number).is_some();
+            let logprobs = asks.then(|| logprobs.next().expect("one for each that asks"));
+            let sampled = token.map(|token| Sampled { token, logprobs });
             if self.land(index, span, turn) {
-                self.advance(result, index, span, token, turn);
+                self.advance(result, index, span, sampled, turn);
             }
         }
         assert!(tokens.next().is_none(), "an outcome has one token for each sampling span");
+        assert!(logprobs.next().is_none(), "and log-probabilities for each that asks");
     }
 
     /// Takes in that a step failed: its sequences end with `error`.
@@ -86,7 +100,7 @@ impl GenerateLane {
         result: Result,
         index: u32,
         span: &Span,
-        token: Option<TokenId>,
+        sampled: Option<Sampled>,
         turn: &mut CommitTurn,
     ) {
         let sequence = &mut self.sequences[index];
@@ -100,7 +114,7 @@ impl GenerateLane {
             sequence.prefix = turn.pages.register(self.lane, block, sequence.prefix, tokens);
             sequence.registered += 1;
         }
-        let finish = token.and_then(|token| self.take_token(result, index, token, turn));
+        let finish = sampled.and_then(|sampled| self.take_token(result, index, sampled, turn));
         let sequence = &self.sequences[index];
         if let Some(finish) = finish {
             turn.finish(sequence.id, finish, sequence.usage());
@@ -117,7 +131,7 @@ impl GenerateLane {
         &mut self,
         result: Result,
         index: u32,
-        token: TokenId,
+        Sampled { token, logprobs }: Sampled,
         turn: &mut CommitTurn,
     ) -> Option<Finish> {
         let sequence = &mut self.sequences[index];
@@ -126,7 +140,13 @@ impl GenerateLane {
             return Some(Finish::Stop);
         }
         sequence.generated.push(token);
-        turn.say(sequence.id, Event::Token(token));
+        turn.say(
+            sequence.id,
+            match logprobs {
+                None => Event::Token(token),
+                Some(logprobs) => Event::Scored { token, logprobs: Box::new(logprobs.clone()) },
+            },
+        );
         let first = sequence.spoke.is_none();
         let since = sequence.spoke.replace(result.now).unwrap_or(sequence.arrived);
         let lane = LaneId(self.lane as u16);

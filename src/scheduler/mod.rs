@@ -245,7 +245,7 @@ impl Scheduler {
         self.expire(now, said);
         self.passed.fill(false);
         while let Some(number) = self.next_lane(slot) {
-            if self.plan_lane(number, now, slot, step) {
+            if self.plan_lane(number, (now, slot), step, said) {
                 return true;
             }
             self.passed[number] = true;
@@ -366,7 +366,13 @@ impl Scheduler {
     }
 
     /// Fills `step` with work of one lane; false if it has none that can run now.
-    fn plan_lane(&mut self, number: usize, now: Micros, slot: SlotId, step: &mut Step) -> bool {
+    fn plan_lane(
+        &mut self,
+        number: usize,
+        (now, slot): (Micros, SlotId),
+        step: &mut Step,
+        said: &mut Vec<Said>,
+    ) -> bool {
         let may_admit = self.seats.available(number);
         if let Work::Generate(lane) = &mut self.lanes[number].work {
             let blocks = lane.survey(may_admit);
@@ -386,6 +392,7 @@ impl Scheduler {
             pages: &mut self.pages,
             seats: &mut self.seats,
             notes: &mut self.notes,
+            said,
         };
         match work {
             Work::Generate(lane) => lane.plan(&mut turn),

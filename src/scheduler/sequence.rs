@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::blocks::{BlockTokens, Prefix};
-use super::step::{BLOCK_TOKENS, BlockId, Input, Output, Seat};
+use super::step::{BLOCK_TOKENS, BlockId, Input, Output, Seat, SpanDetail, Step};
 use crate::request::{Generate, Micros, Request, RequestId, TenantId, TokenId, Usage};
 
 /// A generation between its admission and the commit of its last step.
@@ -99,9 +99,11 @@ impl Sequence {
         self.task.max_tokens - self.generated.len() as u32 - self.ahead
     }
 
-    /// Whether it may get rows: not at its end, not about to leave.
+    /// Whether it may get rows: not at its end, not about to leave. Where a token depends on the
+    /// ones before, one of them may be in the seat, and no more than that unknown.
     pub(super) fn wants_rows(&self) -> bool {
-        self.state == State::Running && !self.leaving && self.remaining() > 0
+        let unknown = self.ahead > 1 && self.task.detail.looks_back();
+        self.state == State::Running && !self.leaving && self.remaining() > 0 && !unknown
     }
 
     /// Whether its next row continues an answer that has begun.
@@ -150,6 +152,30 @@ impl Sequence {
             sampling: self.task.sampling,
             position: end,
         }
+    }
+
+    /// Appends to `step` what span `span`, which samples the next token, needs besides.
+    pub(super) fn push_detail(&self, step: &mut Step, span: u32) {
+        let detail = &self.task.detail;
+        let first = step.history.len() as u32;
+        if detail.looks_back() {
+            step.history.extend_from_slice(&self.generated);
+        }
+        step.details.push(SpanDetail {
+            span,
+            detail: detail.clone(),
+            prompt: Arc::clone(&self.task.prompt),
+            generated: first..step.history.len() as u32,
+        });
+    }
+
+    /// Whether `other` computes what this one, another choice of the same prompt, can reuse: the
+    /// full blocks of the prompt, all but its last token.
+    pub(super) fn awaits(&self, other: &Sequence) -> bool {
+        let shared = (self.task.prompt.len() as u32 - 1) / BLOCK_TOKENS as u32;
+        Arc::ptr_eq(&self.task.prompt, &other.task.prompt)
+            && self.tenant == other.tenant
+            && other.computed < shared * BLOCK_TOKENS as u32
     }
 
     /// What the request took so far.

@@ -2,8 +2,9 @@
 //! comes back. Plain data; knows no device, no clock and no channel.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use crate::request::{LaneId, Micros, RequestId, Sampling, TokenId};
+use crate::request::{Detail, LaneId, Logprobs, Micros, RequestId, Sampling, TokenId};
 
 /// Numbers planned steps; strictly increasing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -78,11 +79,30 @@ pub struct Step {
     pub tokens: Vec<TokenId>,
     /// Block tables of all spans, one after the other; empty for encoders.
     pub blocks: Vec<BlockId>,
+    /// What the sampler needs besides, for the few spans that ask for it: in span order, and empty
+    /// for most steps.
+    pub details: Vec<SpanDetail>,
+    /// Generated tokens that `details` point at.
+    pub history: Vec<TokenId>,
     /// Page groups that the lane got since its last step; the runner takes them in first, also
     /// if the step then fails: steps planned after this one may use them already.
     pub grants: Vec<Grant>,
     /// What the cost model expects.
     pub predicted: Micros,
+}
+
+/// What a sampling span asks for besides its draw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanDetail {
+    /// Which span of the step.
+    pub span: u32,
+    /// What is asked for.
+    pub detail: Detail,
+    /// The prompt.
+    pub prompt: Arc<[TokenId]>,
+    /// The tokens generated so far, in `Step::history`. One more is the span's own input where
+    /// that is in a seat. Empty if the detail does not look back.
+    pub generated: Range<u32>,
 }
 
 /// A contiguous piece of one sequence in a step.
@@ -138,6 +158,8 @@ pub struct Outcome {
     pub elapsed: Micros,
     /// One token for each span with `Output::Sample`, in span order.
     pub tokens: Vec<TokenId>,
+    /// For each detail that asks for log-probabilities, in order.
+    pub logprobs: Vec<Logprobs>,
     /// One vector for each span with `Output::Pool`, in span order.
     pub vectors: Vec<Vec<f32>>,
 }
@@ -148,6 +170,8 @@ impl Step {
         self.spans.clear();
         self.tokens.clear();
         self.blocks.clear();
+        self.details.clear();
+        self.history.clear();
         self.grants.clear();
     }
 
@@ -167,6 +191,7 @@ impl Outcome {
     pub fn clear(&mut self) {
         self.elapsed = Micros(0);
         self.tokens.clear();
+        self.logprobs.clear();
         self.vectors.clear();
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct PlanTurn<'a> {
     pub(super) seats: &'a mut Seats,
     /// For telemetry.
     pub(super) notes: &'a mut Notes,
+    /// Events, in order.
+    pub(super) said: &'a mut Vec<Said>,
 }
 
 /// While a lane takes in what became of a step, or of a request.

@@ -60,6 +60,11 @@ impl Literals {
         Some((found.start(), found.end()))
     }
 
+    /// How the token is written; looks at all of them.
+    pub(super) fn text(&self, id: TokenId) -> Option<&str> {
+        self.ids.iter().find(|&(_, other)| *other == id).map(|(text, _)| text.as_str())
+    }
+
     /// Cuts `text` at its literals.
     pub(super) fn parts<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Part<'t>> {
         let mut done = 0;

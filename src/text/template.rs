@@ -58,6 +58,20 @@ impl ChatTemplate {
     /// A role is not a known one, the template refuses the messages, or they are more than the
     /// limits allow.
     pub fn render(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<TokenId>> {
+        self.render_with(tokenizer, messages, &[])
+    }
+
+    /// As [`ChatTemplate::render`], with switches that the template may look at, such as
+    /// `enable_thinking`.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        flags: &[(&'static str, bool)],
+    ) -> Result<Vec<TokenId>> {
         let controls = &tokenizer.controls;
         let cuts: Vec<_> = messages.iter().map(|message| controls.cuts(&message.content)).collect();
         let honest = cuts.iter().all(Vec::is_empty);
@@ -72,7 +86,7 @@ impl ChatTemplate {
             .zip(&marked)
             .map(|(message, content)| Ok(context! { role => role(&message.role)?, content }))
             .collect::<Result<Vec<_>>>()?;
-        let prompt = self.text(given)?;
+        let prompt = self.text(given, flags)?;
 
         let mut ids = Vec::with_capacity(prompt.len() / 3 + 1);
         for part in controls.literals().parts(&prompt) {
@@ -106,8 +120,11 @@ impl ChatTemplate {
     }
 
     /// The rendered text.
-    fn text(&self, messages: Vec<Value>) -> Result<String> {
+    fn text(&self, messages: Vec<Value>, flags: &[(&'static str, bool)]) -> Result<String> {
         let context = context! {
+            // Whatever they are called, they hide nothing of what follows.
+            ..Value::from_iter(flags.iter().copied()),
+            ..context! {
             messages,
             add_generation_prompt => true,
             bos_token => &self.begin,
@@ -115,6 +132,7 @@ impl ChatTemplate {
             // Templates ask whether these are none.
             tools => (),
             documents => (),
+            },
         };
         let mut prompt = Bounded::default();
         self.environment

@@ -205,6 +205,11 @@ impl Tokenizer {
         self.controls.literals().id(text)
     }
 
+    /// How control token `id` is written.
+    pub fn control_name(&self, id: TokenId) -> Option<&str> {
+        self.controls.literals().text(id)
+    }
+
     /// A decoder for one answer.
     pub fn stream(self: &Arc<Self>) -> DecodeStream {
         DecodeStream::new(Arc::clone(self))

@@ -13,9 +13,17 @@ use crate::request::{Event, Finish, Micros, Submission};
 use crate::scheduler::{LaneLoad, Load};
 
 const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
 
 fn chat(extra: Value) -> String {
-    let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": "hi"}]});
+    with(json!({"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}), extra)
+}
+
+fn text(extra: Value) -> String {
+    with(json!({"model": "tiny", "prompt": "abc"}), extra)
+}
+
+fn with(mut body: Value, extra: Value) -> String {
     for (key, value) in extra.as_object().unwrap() {
         body[key] = value.clone();
     }
@@ -78,6 +86,8 @@ async fn malformed_bodies() {
 async fn out_of_range_and_incomplete() {
     let app = quiet();
     let many = vec![json!({"role": "user", "content": "a"}); 2049];
+    let biases: std::collections::HashMap<String, i32> =
+        (0..1025).map(|id| (id.to_string(), 1)).collect();
     let message = |message: Value| json!({"messages": [message]});
     for (extra, param) in [
         (json!({"temperature": 2.1}), "temperature"),
@@ -97,6 +107,29 @@ async fn out_of_range_and_incomplete() {
         (json!({"messages": []}), "messages"),
         (json!({"messages": null}), "messages"),
         (json!({"messages": many}), "messages"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 17}), "n"),
+        (json!({"logprobs": 1}), "logprobs"),
+        (json!({"logprobs": "yes"}), "logprobs"),
+        (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
+        (json!({"top_logprobs": 1}), "top_logprobs"),
+        (json!({"frequency_penalty": 2.01}), "frequency_penalty"),
+        (json!({"presence_penalty": -2.01}), "presence_penalty"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty"),
+        (json!({"repetition_penalty": -1}), "repetition_penalty"),
+        (json!({"repetition_penalty": 11}), "repetition_penalty"),
+        (json!({"logit_bias": {"5": 101}}), "logit_bias"),
+        (json!({"logit_bias": {"5": "1"}}), "logit_bias"),
+        (json!({"logit_bias": {"5": null}}), "logit_bias"),
+        (json!({"logit_bias": {"a": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"-1": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"05": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"257": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"4294967296": 1}}), "logit_bias"),
+        (json!({"logit_bias": biases}), "logit_bias"),
+        (json!({"chat_template_kwargs": {"enable_thinking": "no"}}), "chat_template_kwargs"),
+        (json!({"chat_template_kwargs": {"bos_token": true}}), "chat_template_kwargs"),
+        (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs"),
         (message(json!({"role": "robot", "content": "a"})), "messages"),
         (message(json!({"role": "user"})), "messages"),
         (message(json!({"role": "user", "content": "a", "name": "n".repeat(65)})), "messages"),
@@ -106,6 +139,21 @@ async fn out_of_range_and_incomplete() {
         assert_eq!(error["type"], "invalid_request_error");
         assert_eq!(error["code"], "invalid_request");
     }
+    for (extra, param) in [
+        (json!({"logprobs": 6}), "logprobs"),
+        (json!({"logprobs": -1}), "logprobs"),
+        (json!({"logprobs": 0.5}), "logprobs"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"prompt": vec!["a"; 9], "n": 16}), "n"),
+    ] {
+        let (status, error) = refused(&app, TEXT, text(extra)).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
+    }
+    let mut config = Config::default();
+    config.limits.queue_requests = 3;
+    let (app, _inbox) = App::new(config);
+    let (status, error) = refused(&app, CHAT, chat(json!({"n": 4}))).await;
+    assert_eq!((status, error["param"].as_str()), (400, Some("n")), "never a 429: {error}");
 }
 
 #[tokio::test]
@@ -114,17 +162,10 @@ async fn unserved_fields_are_refused_by_name() {
     let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]);
     let calls = json!([{"role": "assistant", "tool_calls": [{"id": "1"}]}]);
     for (extra, param) in [
-        (json!({"n": 2}), "n"),
         (json!({"best_of": 3}), "best_of"),
         (json!({"echo": true}), "echo"),
         (json!({"suffix": "s"}), "suffix"),
-        (json!({"logprobs": true}), "logprobs"),
-        (json!({"logprobs": 3}), "logprobs"),
-        (json!({"top_logprobs": 1}), "top_logprobs"),
-        (json!({"logit_bias": {"5": 1}}), "logit_bias"),
-        (json!({"frequency_penalty": 0.1}), "frequency_penalty"),
-        (json!({"presence_penalty": -1}), "presence_penalty"),
-        (json!({"repetition_penalty": 1.1}), "repetition_penalty"),
+        (json!({"prompt_logprobs": 1}), "prompt_logprobs"),
         (json!({"tools": [{"type": "function"}]}), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"tool_choice": {"type": "function"}}), "tool_choice"),
@@ -136,6 +177,17 @@ async fn unserved_fields_are_refused_by_name() {
         (json!({"messages": calls}), "messages"),
     ] {
         let (status, error) = refused(&app, CHAT, chat(extra)).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
+        assert_eq!(error["code"], "unsupported");
+    }
+    for (extra, param) in [
+        (json!({"suffix": "s"}), "suffix"),
+        (json!({"best_of": 2}), "best_of"),
+        (json!({"n": 2, "best_of": 3}), "best_of"),
+        (json!({"echo": true, "logprobs": 0}), "echo"),
+        (json!({"top_logprobs": 2}), "top_logprobs"),
+    ] {
+        let (status, error) = refused(&app, TEXT, text(extra)).await;
         assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
         assert_eq!(error["code"], "unsupported");
     }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod auth;
+mod choices;
 mod edge;
 mod limits;
 mod embeddings;

@@ -16,7 +16,8 @@ use crate::device::threads::{Aborted, Member, Panicked, Team};
 use crate::kernels::batch::{Batch, KvMap};
 use crate::kernels::ops::{Activation, Buf, Op, Program, Rows};
 use crate::kernels::sample::Sampler;
-use crate::request::{Sampling, TokenId};
+use crate::kernels::sample::adjust::Past;
+use crate::request::{Detail, Logprobs, Sampling, TokenId};
 
 /// Nanoseconds of work below which an op is left to one member: what a barrier with all of them
 /// costs, a few times over.
@@ -40,6 +41,28 @@ pub struct Draw {
     pub sampling: Sampling,
     /// Position of the new token in its sequence.
     pub position: u32,
+}
+
+/// A draw that was asked for in more detail.
+#[derive(Debug, Clone, Copy)]
+pub struct Refine<'a> {
+    /// The draw.
+    pub draw: Draw,
+    /// What else.
+    pub detail: &'a Detail,
+    /// What the penalties look at.
+    pub past: Past<'a>,
+    /// The token that was drawn without adjustment.
+    pub plain: TokenId,
+}
+
+/// What a [`Refine`] gives.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Refined {
+    /// The token, adjusted or else the plain one.
+    pub token: TokenId,
+    /// If they were asked for.
+    pub logprobs: Option<Logprobs>,
 }
 
 /// A program that was not, or not wholly, executed; KV blocks and workspace rows that this step
@@ -142,6 +165,51 @@ impl Executor {
         // About a nanosecond a logit; a single row is not divided.
         let shared = draws.len() > 1 && draws.len() * logits.width >= ALONE_BELOW_NANOS;
         if shared {
+            self.team.run(&job)?
+        } else {
+            self.team.run_alone(&job)?
+        }
+        Ok(())
+    }
+}
+
+impl Executor {
+    /// Draws again what is to be adjusted, and computes log-probabilities, for each of `wanted`
+    /// into the same place of `results`.
+    ///
+    /// # Errors
+    /// A row is not in the workspace.
+    ///
+    /// # Panics
+    /// If there are not as many `results` as `wanted`.
+    pub fn refine(
+        &mut self,
+        logits: &Buf,
+        workspace: &Region,
+        wanted: &[Refine<'_>],
+        results: &mut [Refined],
+    ) -> Result<(), ExecuteError> {
+        assert_eq!(wanted.len(), results.len(), "one result each");
+        let (samplers, results) = (&self.samplers, Mutex::new(results));
+        let job = |member: &Member<'_>| {
+            let mut sampler =
+                samplers[member.index()].lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some(range) = member.claim(wanted.len(), 1) {
+                for index in range {
+                    let Refine { draw, detail, past, plain } = wanted[index];
+                    let row = logits.row(workspace, draw.row);
+                    let token = detail.adjustment.as_deref().map_or(plain, |adjustment| {
+                        let how = (adjustment, past);
+                        sampler.sample_adjusted(row, how, &draw.sampling, draw.position)
+                    });
+                    let logprobs = detail.logprobs.map(|top| sampler.logprobs(row, token, top));
+                    let refined = Refined { token, logprobs };
+                    results.lock().unwrap_or_else(PoisonError::into_inner)[index] = refined;
+                }
+            }
+            Ok(())
+        };
+        if wanted.len() > 1 {
             self.team.run(&job)?
         } else {
             self.team.run_alone(&job)?

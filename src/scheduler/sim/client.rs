@@ -1,6 +1,6 @@
 //! What one request of the simulation asked for, and what it was told.
 
-use super::device::{Alone, vector};
+use super::device::{Alone, logprobs, vector};
 use crate::error::ErrorKind;
 use crate::request::{Event, Finish, Micros, Request, Task, TokenId, Usage};
 
@@ -12,6 +12,8 @@ pub(super) struct Client {
     pub(super) cancelled: bool,
     /// How it ended.
     pub(super) end: Option<End>,
+    /// Cached tokens, said when it came to the device.
+    started: Option<u32>,
     tokens: Vec<TokenId>,
     vectors: Vec<bool>,
 }
@@ -30,7 +32,8 @@ impl Client {
             Task::Embed(embed) => embed.inputs.len(),
         };
         let vectors = vec![false; inputs];
-        Self { request, layers, cancelled: false, end: None, tokens: Vec::new(), vectors }
+        let (started, tokens) = (None, Vec::new());
+        Self { request, layers, cancelled: false, end: None, started, tokens, vectors }
     }
 
     /// Takes in one event.
@@ -39,7 +42,18 @@ impl Client {
         assert!(!self.cancelled, "request {id} was cancelled and is told {event:?}");
         assert!(self.end.is_none(), "request {id} is over and is told {event:?}");
         match event {
-            Event::Token(token) => self.tokens.push(token),
+            Event::Started { cached_tokens } => {
+                assert!(self.started.replace(cached_tokens).is_none() && self.tokens.is_empty());
+            }
+            Event::Token(token) => {
+                assert!(self.started.is_some() && !self.asks_logprobs());
+                self.tokens.push(token);
+            }
+            Event::Scored { token, logprobs: told } => {
+                assert!(self.started.is_some() && self.asks_logprobs());
+                assert_eq!(*told, logprobs(token));
+                self.tokens.push(token);
+            }
             Event::Vector { index, values } => {
                 let Task::Embed(embed) = &self.request.task else { panic!("not an embedding") };
                 assert_eq!(values, vector(&embed.inputs[index as usize]));
@@ -71,7 +85,7 @@ impl Client {
             assert!(self.vectors.iter().all(|&told| told));
             return;
         };
-        let mut alone = Alone::new(self.layers, &task.prompt, task.sampling);
+        let mut alone = Alone::new(self.layers, task);
         let mut expected = Vec::new();
         let mut end = Finish::Length;
         while expected.len() < task.max_tokens as usize {
@@ -87,11 +101,16 @@ impl Client {
         assert_eq!(usage.prompt_tokens as usize, task.prompt.len());
         assert_eq!(usage.generated_tokens as usize, expected.len());
         assert!(usage.cached_tokens < usage.prompt_tokens);
+        assert_eq!(self.started, Some(usage.cached_tokens));
+    }
+
+    fn asks_logprobs(&self) -> bool {
+        matches!(&self.request.task, Task::Generate(task) if task.detail.logprobs.is_some())
     }
 
     fn check_beginning(&self) {
         if let Task::Generate(task) = &self.request.task {
-            let mut alone = Alone::new(self.layers, &task.prompt, task.sampling);
+            let mut alone = Alone::new(self.layers, task);
             self.tokens.iter().for_each(|&token| assert_eq!(token, alone.next()));
         }
     }

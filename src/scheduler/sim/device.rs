@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::rng::mix;
-use crate::request::{LaneId, RequestId, Sampling, TenantId, TokenId};
+use crate::request::{Generate, LaneId, Logprobs, RequestId, Sampling, TenantId, TokenId};
 use crate::scheduler::step::{
     BLOCK_TOKENS, Grant, Input, MAX_SEATS, Outcome, Output, Seat, Span, Step, StepId,
 };
@@ -137,7 +137,21 @@ impl Device {
             }
         }
         if let Output::Sample { seat, sampling, position } = span.output {
-            let token = sample(last, sampling, position);
+            let index = step.spans.iter().position(|other| other.rows == span.rows);
+            let detail = step.details.iter().find(|detail| Some(detail.span as usize) == index);
+            let past = detail.filter(|detail| detail.detail.looks_back()).map(|detail| {
+                let known =
+                    &step.history[detail.generated.start as usize..][..detail.generated.len()];
+                let in_seat = match span.input {
+                    Input::Seat(Seat(seat)) => Some(self.seats[seat as usize]),
+                    Input::Known => None,
+                };
+                known.iter().copied().chain(in_seat).collect::<Vec<TokenId>>()
+            });
+            let token = sample(last, sampling, position, past.as_deref());
+            if detail.is_some_and(|detail| detail.detail.logprobs.is_some()) {
+                outcome.logprobs.push(logprobs(token));
+            }
             self.seats[seat.0 as usize] = token;
             outcome.tokens.push(token);
         }
@@ -151,17 +165,20 @@ pub(super) struct Alone {
     seen: Vec<u64>,
     last: u64,
     sampling: Sampling,
+    /// What was generated, for those whose penalties look back.
+    past: Option<Vec<TokenId>>,
 }
 
 impl Alone {
-    pub(super) fn new(layers: u32, prompt: &[TokenId], sampling: Sampling) -> Self {
+    pub(super) fn new(layers: u32, task: &Generate) -> Self {
         let mut alone = Self {
             layers: vec![Vec::new(); layers as usize],
             seen: (0..u64::from(layers)).collect(),
             last: 0,
-            sampling,
+            sampling: task.sampling,
+            past: task.detail.looks_back().then(Vec::new),
         };
-        prompt.iter().for_each(|&token| alone.push(token));
+        task.prompt.iter().for_each(|&token| alone.push(token));
         alone
     }
 
@@ -176,7 +193,9 @@ impl Alone {
 
     /// The next token.
     pub(super) fn next(&mut self) -> TokenId {
-        let token = sample(self.last, self.sampling, self.layers[0].len() as u32);
+        let position = self.layers[0].len() as u32;
+        let token = sample(self.last, self.sampling, position, self.past.as_deref());
+        self.past.iter_mut().for_each(|past| past.push(token));
         self.push(token);
         token
     }
@@ -192,8 +211,17 @@ fn attend(seen: u64, value: u64) -> u64 {
     seen.rotate_left(5).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ value
 }
 
-fn sample(state: u64, sampling: Sampling, position: u32) -> TokenId {
-    (mix(state ^ mix(sampling.seed ^ u64::from(position))) % VOCABULARY) as TokenId
+/// The choice counts, and so do the tokens generated before where penalties look back at them.
+fn sample(state: u64, sampling: Sampling, position: u32, past: Option<&[TokenId]>) -> TokenId {
+    let past =
+        past.map_or(0, |past| past.iter().fold(1, |seen, &token| mix(seen ^ u64::from(token))));
+    let counter = u64::from(sampling.choice) << 32 | u64::from(position);
+    (mix(state ^ past ^ mix(sampling.seed ^ counter)) % VOCABULARY) as TokenId
+}
+
+/// What the device says of the token that it chose.
+pub(super) fn logprobs(token: TokenId) -> Logprobs {
+    Logprobs { chosen: -(token as f32), top: Vec::new() }
 }
 
 fn take_in(loans: &mut Loans, step: &Step) {

@@ -8,7 +8,8 @@ use super::device::{Device, VOCABULARY};
 use super::rng::Rng;
 use crate::error::{Error, ErrorKind};
 use crate::request::{
-    Embed, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling, Task, TenantId, TokenId,
+    Adjustment, Detail, Embed, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
+    Task, TenantId, TokenId,
 };
 use crate::scheduler::step::{BLOCK_TOKENS, Outcome, SlotId, Step, StepKind};
 use crate::scheduler::{LaneConfig, LaneKind, Load, Said, Scheduler, SchedulerConfig};
@@ -76,12 +77,15 @@ impl World {
         let mut world = Self::with(rng, config, lanes);
         let requests = world.rng.within(5, 60);
         let mut at = 0;
-        let mut arrivals = Vec::new();
-        for id in 0..requests {
+        let mut arrivals: Vec<Request> = Vec::new();
+        while (arrivals.len() as u64) < requests {
             // Bursts and lulls.
             at += if world.rng.once_in(3) { world.rng.within(0, 60_000) } else { 0 };
             let lane = world.rng.within(0, world.lanes.len() as u64 - 1) as usize;
-            arrivals.push(world.random_request(RequestId(id), lane, Micros(at)));
+            let id = RequestId(arrivals.len() as u64);
+            let request = world.random_request(id, lane, Micros(at));
+            let choices = if world.rng.once_in(4) { world.rng.within(1, 5) } else { 1 };
+            arrivals.extend((0..choices).filter_map(|choice| choice_of(&request, choice)));
         }
         arrivals.reverse();
         world.arrivals = arrivals;
@@ -350,11 +354,17 @@ impl World {
         prompt.extend((shared..length).map(|_| token(rng)));
         let stop: &[TokenId] = if rng.once_in(3) { &[] } else { &[7] };
         let sampling = Sampling { seed: rng.next(), ..Sampling::default() };
+        let penalty = Adjustment { frequency: 0.5, ..Adjustment::default() };
+        let detail = Detail {
+            adjustment: rng.once_in(4).then(|| Arc::new(penalty)),
+            logprobs: rng.once_in(4).then_some(0),
+        };
         Task::Generate(Generate {
             prompt: prompt.into(),
             max_tokens,
             stop_tokens: stop.into(),
             sampling,
+            detail,
         })
     }
 
@@ -402,6 +412,18 @@ impl Fate {
         ];
         assert!(all.iter().all(|&count| count > 0), "{self:?}");
     }
+}
+
+/// Another choice of the same prompt; none for an embedding, which has but one answer.
+fn choice_of(request: &Request, choice: u64) -> Option<Request> {
+    let mut request = request.clone();
+    request.id.0 += choice;
+    match &mut request.task {
+        Task::Generate(generate) => generate.sampling.choice = choice as u32,
+        Task::Embed(_) if choice > 0 => return None,
+        Task::Embed(_) => {}
+    }
+    Some(request)
 }
 
 fn random_lane(rng: &mut Rng) -> LaneConfig {

@@ -1,5 +1,6 @@
 //! Tests of the scheduler as a whole, one mechanism each, and the rig that they share.
 
+mod choices;
 mod memory;
 mod queue;
 
@@ -7,8 +8,8 @@ use super::step::{Outcome, Output, SlotId, Step};
 use super::{LaneConfig, LaneKind, LaneLoad, Load, Said, Scheduler, SchedulerConfig};
 use crate::error::{Error, ErrorKind};
 use crate::request::{
-    Embed, Event, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling, Task, TenantId,
-    TokenId, Usage,
+    Detail, Embed, Event, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling, Task,
+    TenantId, TokenId, Usage,
 };
 
 /// A scheduler whose steps give what the test says.
@@ -112,12 +113,13 @@ impl Rig {
         step
     }
 
-    /// What was said about a request since the last call.
+    /// What was said about a request since the last call, besides that it started.
     fn hear(&mut self, id: u64) -> Vec<Event> {
         let (mine, others) =
             std::mem::take(&mut self.said).into_iter().partition(|said| said.0.0 == id);
         self.said = others;
-        mine.into_iter().map(|(_, event)| event).collect()
+        let started = |event: &Event| matches!(event, Event::Started { .. });
+        mine.into_iter().map(|(_, event)| event).filter(|event| !started(event)).collect()
     }
 
     /// Runs until a request is over; returns its tokens and end.
@@ -153,6 +155,7 @@ fn generation(prompt: &[TokenId], max_tokens: u32) -> Task {
         max_tokens,
         stop_tokens: [0].into(),
         sampling: Sampling::default(),
+        detail: Detail::default(),
     })
 }
 
