@@ -1,6 +1,7 @@
 //! Lets requests in: looks the model up, tokenises, checks limits and predicted wait, and hands
 //! over a ticket. Knows no HTTP and no engine, only the inbox.
 
+pub mod encode;
 mod queue;
 pub mod ticket;
 
@@ -107,6 +108,15 @@ impl Front {
             );
             return Err(Error::invalid("model", message));
         }
+        self.enter_model(ticket, model)
+    }
+
+    /// As [`Front::enter`], for a model that is found already, whatever it is for.
+    ///
+    /// # Errors
+    /// `Draining`, `ModelLoading`.
+    pub fn enter_model<'a>(&'a self, ticket: &mut Ticket, model: &'a Model) -> Result<Entry<'a>> {
+        ticket.set_lane(model.lane);
         ticket.accepted(self.lifecycle.admit()?);
         match model.state() {
             ModelState::Ready | ModelState::Evicted => Ok(Entry { model, text: model.text()? }),
@@ -248,11 +258,10 @@ fn tokenising(bytes: usize) -> Micros {
 }
 
 fn prompt_tokens(task: &Task) -> u64 {
-    let tokens = match task {
-        Task::Generate(generate) => generate.prompt.len(),
-        Task::Embed(embed) => embed.inputs.iter().map(|input| input.len()).sum(),
-    };
-    tokens as u64
+    match task {
+        Task::Generate(generate) => generate.prompt.len() as u64,
+        Task::Encode(encode) => encode.tokens(),
+    }
 }
 
 fn check_characters(

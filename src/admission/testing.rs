@@ -124,7 +124,7 @@ pub(crate) fn prompt(submission: &Submission) -> String {
         Task::Generate(generate) => {
             generate.prompt.iter().map(|&token| char::from(token as u8)).collect()
         }
-        Task::Embed(_) => panic!("an embedding has no prompt"),
+        Task::Encode(_) => panic!("an embedding has no prompt"),
     }
 }
 

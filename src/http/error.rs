@@ -30,7 +30,12 @@ pub(super) fn response(error: &Error, id: &str) -> Response {
 
 /// As [`response`], for the few cases in which the kind does not say the status.
 pub(super) fn with_status(status: StatusCode, error: &Error, id: &str) -> Response {
-    let mut response = Response::new(Body::from(body(error, id)));
+    with_body(status, error, body(error, id))
+}
+
+/// As [`response`], for APIs with a body of their own.
+pub(super) fn with_body(status: StatusCode, error: &Error, json: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(json));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -70,7 +75,7 @@ pub(super) async fn no_such_method(
 }
 
 /// 503 only for draining, loading and dead: meshes eject pods on 5xx, so overload is 429.
-fn status(kind: ErrorKind) -> StatusCode {
+pub(super) fn status(kind: ErrorKind) -> StatusCode {
     use ErrorKind::*;
     match kind {
         InvalidRequest | Unsupported | ContextLengthExceeded => StatusCode::BAD_REQUEST,

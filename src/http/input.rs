@@ -48,14 +48,7 @@ impl Input {
         if let Some(index) = empty.or_else(|| lists.iter().position(Vec::is_empty)) {
             return Err(Error::invalid(param, format!("'{param}' has an empty input ({index})")));
         }
-        let vocabulary = text.tokenizer.vocab_size();
-        if let Some(id) = lists.iter().flatten().find(|&&id| id as usize >= vocabulary) {
-            let message = format!(
-                "token id {id} is not one of this model's {vocabulary}: these ids are another \
-                 tokenizer's; send text instead (in LangChain: check_embedding_ctx_length=False)"
-            );
-            return Err(Error::invalid(param, message));
-        }
+        check_ids(text, &lists, param)?;
         if texts.is_empty() {
             return Ok(lists.into_iter().map(Arc::from).collect());
         }
@@ -70,6 +63,26 @@ impl Input {
             Input::TokenLists(lists) => lists.len(),
         }
     }
+}
+
+/// Whether the model has all these tokens.
+///
+/// # Errors
+/// `InvalidRequest`, naming the first that it has not.
+pub(super) fn check_ids(
+    text: &ModelText,
+    lists: &[Vec<TokenId>],
+    param: &'static str,
+) -> crate::error::Result<()> {
+    let vocabulary = text.tokenizer.vocab_size();
+    let Some(id) = lists.iter().flatten().find(|&&id| id as usize >= vocabulary) else {
+        return Ok(());
+    };
+    let message = format!(
+        "token id {id} is not one of this model's {vocabulary}: these ids are another \
+         tokenizer's; send text instead (in LangChain: check_embedding_ctx_length=False)"
+    );
+    Err(Error::invalid(param, message))
 }
 
 /// One element of the array form.

@@ -9,6 +9,7 @@ mod chat;
 mod completions;
 mod connection;
 mod embeddings;
+mod encode;
 mod error;
 mod generate;
 mod health;

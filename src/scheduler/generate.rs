@@ -279,7 +279,9 @@ impl GenerateLane {
         let first_row = step.tokens.len() as u32;
         match input {
             Input::Seat(_) => step.tokens.push(0),
-            Input::Known => step.tokens.extend((start..start + rows).map(|at| sequence.token(at))),
+            Input::Known | Input::Pair { .. } => {
+                step.tokens.extend((start..start + rows).map(|at| sequence.token(at)))
+            }
         }
         let first_block = step.blocks.len() as u32;
         let covering = (start + rows).div_ceil(ROWS) as usize;

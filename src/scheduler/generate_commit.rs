@@ -22,7 +22,7 @@ impl GenerateLane {
                     Some(*tokens.next().expect("an outcome has a token for each sampling span"))
                 }
                 Output::None => None,
-                Output::Pool => unreachable!("a generation is not pooled"),
+                Output::Answer | Output::Hidden => unreachable!("not a generation's"),
             };
             if self.land(index, span, turn) {
                 self.advance(result, index, span, token, turn);

@@ -100,7 +100,7 @@ pub struct Span {
     pub blocks: Range<u32>,
     /// Where the input token is.
     pub input: Input,
-    /// What becomes of the last row's hidden state (of all rows, for `Pool`).
+    /// What becomes of the last row's hidden state (of all rows, for encoders).
     pub output: Output,
 }
 
@@ -109,6 +109,11 @@ pub struct Span {
 pub enum Input {
     /// `Step::tokens`.
     Known,
+    /// `Step::tokens` of two texts, the second of which starts at this row of the span.
+    Pair {
+        /// Counted from the span's first row.
+        second: u32,
+    },
     /// One row, whose token an earlier, perhaps uncommitted step left in this seat.
     Seat(Seat),
 }
@@ -127,8 +132,11 @@ pub enum Output {
         /// Position of the new token in its sequence.
         position: u32,
     },
-    /// One vector, appended to `Outcome::vectors`.
-    Pool,
+    /// An encoder's answer, one vector: appended to `Outcome::vectors`.
+    Answer,
+    /// The last hidden states of all rows, one after the other: appended to `Outcome::vectors` as
+    /// one.
+    Hidden,
 }
 
 /// What a step gave. Reused from step to step.
@@ -138,7 +146,7 @@ pub struct Outcome {
     pub elapsed: Micros,
     /// One token for each span with `Output::Sample`, in span order.
     pub tokens: Vec<TokenId>,
-    /// One vector for each span with `Output::Pool`, in span order.
+    /// One vector for each span with `Output::Answer` or `Output::Hidden`, in span order.
     pub vectors: Vec<Vec<f32>>,
 }
 
