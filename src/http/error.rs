@@ -43,6 +43,20 @@ pub(super) fn with_body(status: StatusCode, error: &Error, json: Vec<u8>) -> Res
     response
 }
 
+/// As [`response`], with the message at the top of the body too: where Cohere's clients look.
+pub(super) fn with_message(error: &Error, id: &str) -> Response {
+    #[derive(Serialize)]
+    struct Both<'a> {
+        message: &'a str,
+        #[serde(flatten)]
+        envelope: serde_json::Value,
+    }
+    let envelope = serde_json::from_slice(&body(error, id)).unwrap_or_default();
+    let both = Both { message: error.message(), envelope };
+    let json = serde_json::to_vec(&both).expect("strings and nulls always serialise");
+    with_body(status(error.kind()), error, json)
+}
+
 /// The OpenAI error body, also the payload of an error event in a stream.
 pub(super) fn body(error: &Error, id: &str) -> Vec<u8> {
     let kind = error.kind();

@@ -55,6 +55,25 @@ impl Input {
         front.encode(text, texts, limit).await
     }
 
+    /// Whether there is no input, or one without anything in it.
+    pub(super) fn has_empty(&self) -> bool {
+        match self {
+            Input::Text(text) => text.is_empty(),
+            Input::Texts(texts) => texts.is_empty() || texts.iter().any(String::is_empty),
+            Input::Tokens(tokens) => tokens.is_empty(),
+            Input::TokenLists(lists) => lists.is_empty() || lists.iter().any(Vec::is_empty),
+        }
+    }
+
+    /// Characters of all texts.
+    pub(super) fn characters(&self) -> usize {
+        match self {
+            Input::Text(text) => text.chars().count(),
+            Input::Texts(texts) => texts.iter().map(|text| text.chars().count()).sum(),
+            Input::Tokens(_) | Input::TokenLists(_) => 0,
+        }
+    }
+
     /// Number of inputs.
     pub(super) fn len(&self) -> usize {
         match self {

@@ -17,7 +17,9 @@ mod input;
 mod models;
 mod openai;
 mod params;
+mod rerank;
 mod sse;
+mod tei;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +47,8 @@ pub fn main_router(front: Arc<Front>) -> Router {
         .merge(chat::router())
         .merge(completions::router())
         .merge(embeddings::router())
+        .merge(rerank::router())
+        .merge(tei::router())
         .merge(models::router())
         .merge(health::router());
     if front.config.admin.metrics_on_main {
