@@ -88,7 +88,7 @@ fn decoder(rows: usize, gathered: usize, whole: bool) -> Program {
     };
     let q4 = |n, k| quantised(n, k, Encoding::Q4One);
     let head = quantised(49_152, 576, Encoding::Q8Zero);
-    let embed = Embed { table: Arc::clone(&head), positions: None, constant: None, output: x };
+    let embed = Embed { table: Arc::clone(&head), positions: None, types: None, output: x };
     let mut ops = vec![Op::Embed(embed)];
     for layer in 0..30 {
         let table = Arc::clone(&table);
@@ -137,6 +137,8 @@ fn encoder(rows: usize, whole: bool) -> Program {
             Op::PackedAttention(PackedAttention {
                 qkv,
                 heads: 12,
+                kv_heads: 12,
+                causal: false,
                 head_dim: 32,
                 scale: 0.177,
                 output: b,
@@ -168,7 +170,14 @@ fn program(
     if !whole {
         ops.retain(|op| matches!(op, Op::Linear(_)));
     }
-    Program { ops, workspace_bytes, rows_max, gathered_max, output: Some(output), kv: None }
+    Program {
+        ops,
+        workspace_bytes,
+        rows_max,
+        gathered_max,
+        output: Some(output),
+        ..Program::default()
+    }
 }
 
 /// `rows` rows in spans of `span`, which start at position `start`.

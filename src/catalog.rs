@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::config::values::nearest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ModelState, ModelTask};
+use crate::model::{EncoderCard, ModelState, ModelTask};
 use crate::request::LaneId;
 use crate::text::ModelText;
 
@@ -26,6 +26,7 @@ pub struct Model {
     /// Who is named as owner in `/v1/models`.
     pub owned_by: String,
     text: OnceLock<ModelText>,
+    encoder: OnceLock<EncoderCard>,
     state: AtomicU8,
     context: AtomicU32,
     /// Predicted milliseconds until ready; 0 when unknown.
@@ -90,6 +91,31 @@ impl Catalog {
         }
     }
 
+    /// The one model that is for any of `tasks`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` if there are several, `ModelNotFound` if there is none.
+    pub fn only(&self, tasks: &[ModelTask]) -> Result<&Model> {
+        let fitting: Vec<&Model> =
+            self.models.iter().filter(|model| tasks.contains(&model.task)).collect();
+        if let [model] = fitting[..] {
+            return Ok(model);
+        }
+        let kinds: Vec<&str> = tasks.iter().map(|task| task.as_str()).collect();
+        let kinds = kinds.join(" or ");
+        if fitting.is_empty() {
+            let message = format!("no model here is for {kinds}");
+            return Err(Error::new(ErrorKind::ModelNotFound, message).at("model"));
+        }
+        let names: Vec<&str> = fitting.iter().map(|model| model.name.as_str()).collect();
+        let message = format!(
+            "several models are for {kinds}: {}; name one as 'model', or in the path as \
+             /models/NAME/…",
+            names.join(", ")
+        );
+        Err(Error::invalid("model", message))
+    }
+
     fn not_found(&self, name: &str) -> Error {
         let known: Vec<&str> = self.models.iter().map(|model| model.name.as_str()).collect();
         let shown: String = name.chars().take(80).collect();
@@ -111,6 +137,7 @@ impl Model {
             created: card.created,
             owned_by: card.owned_by,
             text: OnceLock::new(),
+            encoder: OnceLock::new(),
             state: AtomicU8::new(ModelState::Absent as u8),
             context: AtomicU32::new(0),
             eta_ms: AtomicU64::new(0),
@@ -145,6 +172,19 @@ impl Model {
     pub fn set_text(&self, text: ModelText, context: u32) {
         self.context.store(context, Ordering::Release);
         let _ = self.text.set(text);
+    }
+
+    /// How an encoder's answers are to be read.
+    ///
+    /// # Errors
+    /// `ModelLoading` until its files are there.
+    pub fn encoder(&self) -> Result<&EncoderCard> {
+        self.encoder.get().ok_or_else(|| self.loading())
+    }
+
+    /// Says how its answers are to be read, once its files are there and before its text is.
+    pub fn set_encoder(&self, card: EncoderCard) {
+        let _ = self.encoder.set(card);
     }
 
     /// Says how long loading may take.

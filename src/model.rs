@@ -8,6 +8,10 @@ pub enum ModelTask {
     Generate,
     /// Embeddings.
     Embed,
+    /// One score for a query and a document.
+    Rerank,
+    /// A score for each of its labels.
+    Classify,
 }
 
 impl ModelTask {
@@ -16,8 +20,29 @@ impl ModelTask {
         match self {
             ModelTask::Generate => "generate",
             ModelTask::Embed => "embed",
+            ModelTask::Rerank => "rerank",
+            ModelTask::Classify => "classify",
         }
     }
+}
+
+/// How an encoder's answers are to be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EncoderCard {
+    /// Values of a vector, or scores.
+    pub width: u32,
+    /// How the states of a text's tokens become one vector: `mean`, `cls` or `last_token`.
+    pub pooling: &'static str,
+    /// Whether vectors are scaled to unit length unless the caller wishes otherwise.
+    pub normalize: bool,
+    /// Names of the scores, in order; empty for vectors.
+    pub labels: Vec<String>,
+    /// Each score is a probability of its own (sigmoid); otherwise they share one (softmax).
+    pub independent: bool,
+    /// The second of two texts has a token type of its own.
+    pub segments: bool,
+    /// The first values of a vector are a vector too (Matryoshka representation learning).
+    pub matryoshka: bool,
 }
 
 /// Where a model is on its way to the device.

@@ -66,8 +66,8 @@ pub struct Request {
 pub enum Task {
     /// Text generation from one prompt.
     Generate(Generate),
-    /// One vector for each input.
-    Embed(Embed),
+    /// Vectors or scores for each input.
+    Encode(Encode),
 }
 
 impl Task {
@@ -75,7 +75,7 @@ impl Task {
     pub fn prompt_tokens(&self) -> usize {
         match self {
             Task::Generate(generate) => generate.prompt.len(),
-            Task::Embed(embed) => embed.inputs.iter().map(|input| input.len()).sum(),
+            Task::Encode(encode) => encode.tokens() as usize,
         }
     }
 }
@@ -95,11 +95,48 @@ pub struct Generate {
     pub detail: Detail,
 }
 
-/// Embeddings: every input is non-empty and within the model's limit.
+/// What an encoder does: every input is non-empty and within the model's limit.
 #[derive(Debug, Clone)]
-pub struct Embed {
-    /// Token ids of each input.
-    pub inputs: Vec<Arc<[TokenId]>>,
+pub struct Encode {
+    /// Each is answered by one [`Event::Vector`].
+    pub inputs: Vec<Text>,
+    /// What that holds.
+    pub yields: Yield,
+}
+
+/// One text, or two that are read together, wrapped as the model wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// Token ids.
+    pub tokens: Arc<[TokenId]>,
+    /// Of two texts, where the second one starts for models that tell them apart (BERT's token
+    /// type 1).
+    pub second: Option<u32>,
+}
+
+/// What an encoder says about one input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Yield {
+    /// What the model is for: its pooled state, or the score of each label as its last layer
+    /// gives it. Neither is normalised.
+    #[default]
+    Answer,
+    /// The last hidden state of each token, one after the other.
+    Tokens,
+}
+
+impl Text {
+    /// One text.
+    pub fn single(tokens: impl Into<Arc<[TokenId]>>) -> Self {
+        Self { tokens: tokens.into(), second: None }
+    }
+}
+
+impl Encode {
+    /// Tokens of all inputs.
+    pub fn tokens(&self) -> u64 {
+        self.inputs.iter().map(|input| input.tokens.len() as u64).sum()
+    }
 }
 
 /// How the next token is chosen. The draw is a function of (seed, choice, position) alone, so
@@ -210,11 +247,11 @@ pub enum Event {
         /// Its log-probability and others'.
         logprobs: Box<Logprobs>,
     },
-    /// The vector of input `index`.
+    /// What the encoder says of input `index`.
     Vector {
         /// Which input.
         index: u32,
-        /// `hidden` values, normalised if the model says so.
+        /// As [`Yield`] says.
         values: Vec<f32>,
     },
     /// Terminal: all is said.
@@ -318,7 +355,7 @@ impl Sink {
     pub fn for_task(task: &Task) -> (Sink, Events) {
         let events = match task {
             Task::Generate(generate) => 1 + generate.max_tokens as usize,
-            Task::Embed(embed) => embed.inputs.len(),
+            Task::Encode(encode) => encode.inputs.len(),
         };
         let (sender, receiver) = tokio::sync::mpsc::channel(events + 1);
         (Sink { events: sender, meter: Arc::new(Meter::of(task)) }, receiver)

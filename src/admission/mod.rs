@@ -2,6 +2,7 @@
 //! over a ticket. Knows no HTTP and no engine, only the inbox.
 
 pub mod callers;
+pub mod encode;
 mod queue;
 mod quota;
 pub mod ticket;
@@ -118,6 +119,15 @@ impl Front {
             );
             return Err(Error::invalid("model", message));
         }
+        self.enter_model(ticket, model)
+    }
+
+    /// As [`Front::enter`], for a model that is found already, whatever it is for.
+    ///
+    /// # Errors
+    /// `Draining`, `ModelLoading`.
+    pub fn enter_model<'a>(&'a self, ticket: &mut Ticket, model: &'a Model) -> Result<Entry<'a>> {
+        ticket.set_lane(model.lane);
         ticket.accepted(self.lifecycle.admit()?);
         match model.state() {
             ModelState::Ready | ModelState::Evicted => {}

@@ -132,6 +132,7 @@ mod tests {
             owned_by: None,
             files: vec![],
             limits: Default::default(),
+            matryoshka: false,
             weight,
             preload: true,
         }

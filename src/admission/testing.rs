@@ -11,7 +11,7 @@ use super::callers::Callers;
 use crate::catalog::{Catalog, ModelCard};
 use crate::config::Config;
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::model::{ModelState, ModelTask};
+use crate::model::{EncoderCard, ModelState, ModelTask};
 use crate::request::{Event, Finish, Sink, Submission, Task, TokenId, Usage};
 use crate::telemetry::{Setup, Telemetry};
 use crate::text::{ChatTemplate, ModelText, Tokenizer};
@@ -44,6 +44,9 @@ pub(crate) fn front(config: Config) -> (Arc<Front>, mpsc::Receiver<Submission>) 
     let catalog = Catalog::new(cards);
     for (name, context) in [("tiny", CONTEXT), ("org/vec", INPUT)] {
         let model = catalog.find(name).unwrap();
+        if model.task == ModelTask::Embed {
+            model.set_encoder(EncoderCard { width: 3, pooling: "mean", ..EncoderCard::default() });
+        }
         model.set_text(text(), context);
         model.set_state(ModelState::Ready);
     }
@@ -127,7 +130,7 @@ pub(crate) fn prompt(submission: &Submission) -> String {
         Task::Generate(generate) => {
             generate.prompt.iter().map(|&token| char::from(token as u8)).collect()
         }
-        Task::Embed(_) => panic!("an embedding has no prompt"),
+        Task::Encode(_) => panic!("an embedding has no prompt"),
     }
 }
 

@@ -1,29 +1,37 @@
-//! BERT encoders: learned positions, layer norms after attention and MLP, biases everywhere,
-//! exact GELU; one pooled vector an input. From safetensors.
+//! BERT and its family: learned positions, layer norms after attention and MLP, biases everywhere.
+//! One pooled vector an input, or a classifier's scores. From safetensors.
+
+mod family;
 
 use serde_json::Value as Json;
 
-use crate::arch::{Description, Outline};
+use crate::arch::{Description, Outline, labels};
 use crate::head;
 use crate::kernels::builder::{Builder, Capacity, Dense, Scale};
 use crate::kernels::ops::{
-    Activation, Buf, Embed, Epilogue, Op, PackedAttention, PoolKind, Program, Rows,
+    Activation, Buf, Embed, Epilogue, Op, PackedAttention, PoolKind, Program, Rows, Vector,
 };
-use crate::model::ModelTask;
+use crate::model::{EncoderCard, ModelTask};
 use crate::weights::{LoadError, Part, Weights, in_parallel};
+use family::{BERT, DISTILBERT, Family, ROBERTA};
 
 /// Hyper-parameters, checked.
 struct Shape {
+    family: &'static Family,
     hidden: usize,
     layers: usize,
     heads: usize,
     ff: usize,
+    activation: Epilogue,
     vocab: usize,
+    /// Rows of the table of positions, and the first one in use.
     positions: usize,
+    first_position: usize,
     eps: f32,
+    /// Labels of a classifier; none for embeddings.
+    labels: usize,
     pool: PoolKind,
-    normalize: bool,
-    /// What tensor names start with: empty, or `bert.`.
+    /// What tensor names start with: nothing, or the family's prefix.
     prefix: &'static str,
 }
 
@@ -46,12 +54,34 @@ struct Buffers {
 
 pub(super) fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
     let shape = Shape::read(description)?;
-    Ok(Outline {
-        task: ModelTask::Embed,
-        context: shape.positions,
-        kv: None,
-        output_width: shape.hidden,
-    })
+    let (task, output_width) = match shape.labels {
+        0 => (ModelTask::Embed, shape.hidden),
+        1 => (ModelTask::Rerank, 1),
+        labels => (ModelTask::Classify, labels),
+    };
+    let context = shape.positions - shape.first_position;
+    Ok(Outline { task, context, kv: None, output_width })
+}
+
+/// How its answers are to be read.
+pub(super) fn card(description: &Description<'_>) -> Result<Option<EncoderCard>, LoadError> {
+    let shape = Shape::read(description)?;
+    let Description::Json { config, modules, .. } = description else {
+        return Err(LoadError::Shape("encoders are read from safetensors files".into()));
+    };
+    Ok(Some(EncoderCard {
+        width: if shape.labels == 0 { shape.hidden } else { shape.labels } as u32,
+        pooling: match shape.pool {
+            PoolKind::Mean => "mean",
+            PoolKind::Cls => "cls",
+            PoolKind::Last => "last_token",
+        },
+        normalize: normalizes(*modules)?,
+        labels: labels(config)?.unwrap_or_default(),
+        independent: shape.labels == 1 || multi_label(config),
+        segments: shape.family.segments && has_segments(config),
+        matryoshka: false,
+    }))
 }
 
 pub(super) fn build(
@@ -60,16 +90,13 @@ pub(super) fn build(
     capacity: Capacity,
 ) -> Result<Program, LoadError> {
     let mut shape = Shape::read(description)?;
-    if weights.has("bert.embeddings.word_embeddings.weight") {
-        shape.prefix = "bert.";
+    let prefix = shape.family.prefix;
+    if weights.has(&format!("{prefix}embeddings.word_embeddings.weight")) {
+        shape.prefix = prefix;
     }
     let layers = in_parallel(shape.layers, |index| Layer::load(&shape, weights, index))?;
-    let embedding = |name: &str, rows: usize| {
-        Part::plain(format!("{}embeddings.{name}_embeddings.weight", shape.prefix), rows)
-    };
-    let table = weights.matrix(&[embedding("word", shape.vocab)], shape.hidden)?;
-    let positions = weights.rows(&embedding("position", shape.positions), shape.hidden)?;
-    let types = weights.rows(&embedding("token_type", shape.types(weights)?), shape.hidden)?;
+    let table = weights.matrix(&[shape.embedding("word", shape.vocab)], shape.hidden)?;
+    let (positions, types) = (shape.position_table(weights)?, shape.types(weights)?);
     let norm = shape.norm(weights, "embeddings.LayerNorm")?;
 
     let mut builder = Builder::new(capacity);
@@ -79,60 +106,98 @@ pub(super) fn build(
         ff: builder.full(Rows::All, shape.ff),
     };
     let hidden = buffers.hidden;
-    builder.push(Op::Embed(Embed {
-        table,
-        positions: Some(positions.into()),
-        constant: Some(types[..shape.hidden].into()),
-        output: hidden,
-    }));
+    builder.push(Op::Embed(Embed { table, positions: Some(positions), types, output: hidden }));
     builder.norm(&norm, hidden, Activation::Full(hidden));
     for layer in &layers {
         layer.push(&mut builder, &shape, &buffers);
     }
-    let output = head::pool(&mut builder, hidden, shape.pool, shape.normalize);
+    builder.keep_hidden(hidden);
+    let output = match shape.labels {
+        0 => head::pool(&mut builder, hidden, shape.pool),
+        labels => {
+            let names = &shape.family.head;
+            let dense = dense(weights, &[names.dense], (shape.hidden, shape.hidden))?;
+            let scores = self::dense(weights, &[names.output], (labels, shape.hidden))?;
+            head::scores(&mut builder, hidden, (&dense, names.activation), &scores)
+        }
+    };
     Ok(builder.finish(output, None))
 }
 
 impl Shape {
     fn read(description: &Description<'_>) -> Result<Self, LoadError> {
-        let Description::Json { config, pooling, modules } = description else {
-            return Err(LoadError::Shape("bert models are read from safetensors files".into()));
+        let Description::Json { config, pooling, .. } = description else {
+            return Err(LoadError::Shape("encoders are read from safetensors files".into()));
+        };
+        let text = |key: &str| config.get(key).and_then(Json::as_str);
+        let family = match text("model_type").unwrap_or_default() {
+            "distilbert" => &DISTILBERT,
+            "roberta" | "xlm-roberta" | "camembert" => &ROBERTA,
+            _ => &BERT,
         };
         let size = |key: &str| -> Result<usize, LoadError> {
             let value = config.get(key).and_then(Json::as_u64).filter(|&v| v > 0 && v < 1 << 24);
             let message = || LoadError::Shape(format!("config.json: '{key}' is missing or absurd"));
             value.map(|value| value as usize).ok_or_else(message)
         };
-        for (key, known) in [("hidden_act", "gelu"), ("position_embedding_type", "absolute")] {
-            let value = config.get(key).and_then(Json::as_str).unwrap_or(known);
-            if value != known {
-                let message = format!("config.json: {key} '{value}' is not known, only '{known}'");
+        let positions = text("position_embedding_type").unwrap_or("absolute");
+        if positions != "absolute" {
+            let message = format!("config.json: position_embedding_type '{positions}' is unknown");
+            return Err(LoadError::Shape(message));
+        }
+        let activation = match text(family.keys.activation).unwrap_or("gelu") {
+            "gelu" => Epilogue::Gelu,
+            "relu" => Epilogue::Relu,
+            other => {
+                let message = format!("config.json: activation '{other}' is not known yet");
                 return Err(LoadError::Shape(message));
             }
-        }
+        };
+        let padding = config.get("pad_token_id").and_then(Json::as_u64).unwrap_or(1) as usize;
         let this = Self {
-            hidden: size("hidden_size")?,
-            layers: size("num_hidden_layers")?,
-            heads: size("num_attention_heads")?,
-            ff: size("intermediate_size")?,
+            hidden: size(family.keys.hidden)?,
+            layers: size(family.keys.layers)?,
+            heads: size(family.keys.heads)?,
+            ff: size(family.keys.ff)?,
+            activation,
             vocab: size("vocab_size")?,
             positions: size("max_position_embeddings")?,
+            first_position: if family.padded_positions { padding + 1 } else { 0 },
             eps: config.get("layer_norm_eps").and_then(Json::as_f64).unwrap_or(1e-12) as f32,
+            labels: labels(config)?.map_or(0, |labels| labels.len()),
             pool: pooling_kind(*pooling)?,
-            normalize: normalizes(*modules),
             prefix: "",
+            family,
         };
         if !this.hidden.is_multiple_of(this.heads) || this.layers > 1024 {
-            let message = "config.json: hidden_size is no multiple of num_attention_heads";
+            let message = "config.json: the hidden size is no multiple of the number of heads";
+            return Err(LoadError::Shape(message.into()));
+        }
+        if this.first_position >= this.positions {
+            let message = "config.json: max_position_embeddings leaves no position in use";
             return Err(LoadError::Shape(message.into()));
         }
         Ok(this)
     }
 
+    fn embedding(&self, name: &str, rows: usize) -> Part {
+        Part::plain(format!("{}embeddings.{name}_embeddings.weight", self.prefix), rows)
+    }
+
+    /// The rows in use.
+    fn position_table(&self, weights: &Weights) -> Result<Vector, LoadError> {
+        let table = weights.rows(&self.embedding("position", self.positions), self.hidden)?;
+        Ok(table[self.first_position * self.hidden..].into())
+    }
+
     /// Token types are a vocabulary of their own, of a size that old configs leave out.
-    fn types(&self, weights: &Weights) -> Result<usize, LoadError> {
+    fn types(&self, weights: &Weights) -> Result<Option<Vector>, LoadError> {
+        if !self.family.types {
+            return Ok(None);
+        }
         let name = format!("{}embeddings.token_type_embeddings.weight", self.prefix);
-        Ok(weights.size(&name)?.0)
+        let rows = weights.size(&name)?.0;
+        Ok(Some(weights.rows(&Part::plain(name, rows), self.hidden)?.into()))
     }
 
     fn norm(&self, weights: &Weights, name: &str) -> Result<Scale, LoadError> {
@@ -144,27 +209,21 @@ impl Shape {
 
 impl Layer {
     fn load(shape: &Shape, weights: &Weights, index: usize) -> Result<Self, LoadError> {
-        let layer = format!("encoder.layer.{index}");
+        let names = &shape.family.layer;
+        let layer = format!("{}.{index}", names.layers);
         let prefix = format!("{}{layer}", shape.prefix);
-        let dense = |names: &[&str], rows: usize, columns: usize| -> Result<Dense, LoadError> {
-            let named = |part: &str| -> Vec<String> {
-                names.iter().map(|name| format!("{prefix}.{name}.{part}")).collect()
-            };
-            let parts: Vec<Part> =
-                named("weight").into_iter().map(|name| Part::plain(name, rows)).collect();
-            let weight = weights.matrix(&parts, columns)?;
-            let bias = Some(weights.vector(&named("bias"), rows * names.len())?);
-            Ok(Dense { weight, bias })
+        let matrix = |names: &[&str], size: (usize, usize)| {
+            let names: Vec<String> = names.iter().map(|name| format!("{prefix}.{name}")).collect();
+            dense(weights, &names, size)
         };
-        let self_attention = ["attention.self.query", "attention.self.key", "attention.self.value"];
         let hidden = shape.hidden;
         Ok(Self {
-            qkv: dense(&self_attention, hidden, hidden)?,
-            output: dense(&["attention.output.dense"], hidden, hidden)?,
-            attention_norm: shape.norm(weights, &format!("{layer}.attention.output.LayerNorm"))?,
-            up: dense(&["intermediate.dense"], shape.ff, hidden)?,
-            down: dense(&["output.dense"], hidden, shape.ff)?,
-            mlp_norm: shape.norm(weights, &format!("{layer}.output.LayerNorm"))?,
+            qkv: matrix(&names.qkv, (hidden, hidden))?,
+            output: matrix(&[names.output], (hidden, hidden))?,
+            attention_norm: shape.norm(weights, &format!("{layer}.{}", names.attention_norm))?,
+            up: matrix(&[names.up], (shape.ff, hidden))?,
+            down: matrix(&[names.down], (hidden, shape.ff))?,
+            mlp_norm: shape.norm(weights, &format!("{layer}.{}", names.mlp_norm))?,
         })
     }
 
@@ -176,13 +235,31 @@ impl Layer {
 
         builder.linear(&self.qkv, Activation::Full(hidden), Epilogue::Store, qkv);
         let output = builder.input_for(&self.output.weight, Rows::All);
-        builder.push(Op::PackedAttention(PackedAttention { qkv, heads, head_dim, scale, output }));
+        let (kv_heads, causal) = (heads, false);
+        let attention = PackedAttention { qkv, heads, kv_heads, causal, head_dim, scale, output };
+        builder.push(Op::PackedAttention(attention));
         builder.linear(&self.output, output, Epilogue::Add, hidden);
         builder.norm(&self.attention_norm, hidden, Activation::Full(hidden));
-        builder.linear(&self.up, Activation::Full(hidden), Epilogue::Gelu, ff);
+        builder.linear(&self.up, Activation::Full(hidden), shape.activation, ff);
         builder.linear(&self.down, Activation::Full(ff), Epilogue::Add, hidden);
         builder.norm(&self.mlp_norm, hidden, Activation::Full(hidden));
     }
+}
+
+/// The stacked matrices `names`, each `rows × columns`, and their biases.
+fn dense(
+    weights: &Weights,
+    names: &[impl AsRef<str>],
+    (rows, columns): (usize, usize),
+) -> Result<Dense, LoadError> {
+    let named = |part: &str| -> Vec<String> {
+        names.iter().map(|name| format!("{}.{part}", name.as_ref())).collect()
+    };
+    let parts: Vec<Part> =
+        named("weight").into_iter().map(|name| Part::plain(name, rows)).collect();
+    let weight = weights.matrix(&parts, columns)?;
+    let bias = Some(weights.vector(&named("bias"), rows * names.len())?);
+    Ok(Dense { weight, bias })
 }
 
 /// What sentence-transformers' pooling configuration asks for; the mean if it says nothing.
@@ -202,8 +279,26 @@ fn pooling_kind(pooling: Option<&Json>) -> Result<PoolKind, LoadError> {
 
 /// Whether the model's pipeline ends in a normalisation; without a list of modules it does, as
 /// nearly every embedding model expects.
-fn normalizes(modules: Option<&Json>) -> bool {
-    let Some(modules) = modules.and_then(Json::as_array) else { return true };
+fn normalizes(modules: Option<&Json>) -> Result<bool, LoadError> {
+    let Some(modules) = modules.and_then(Json::as_array) else { return Ok(true) };
     let kinds = modules.iter().filter_map(|module| module.get("type").and_then(Json::as_str));
-    kinds.into_iter().any(|kind| kind.ends_with(".Normalize"))
+    let mut normalizes = false;
+    for kind in kinds {
+        match kind.rsplit('.').next().unwrap_or_default() {
+            "Transformer" | "Pooling" => {}
+            "Normalize" => normalizes = true,
+            _ => return Err(LoadError::Shape(format!("modules.json: '{kind}' is not known yet"))),
+        }
+    }
+    Ok(normalizes)
+}
+
+/// Labels of which several may hold at once.
+fn multi_label(config: &Json) -> bool {
+    config.get("problem_type").and_then(Json::as_str) == Some("multi_label_classification")
+}
+
+/// Whether there is a token type for a second text.
+fn has_segments(config: &Json) -> bool {
+    config.get("type_vocab_size").and_then(Json::as_u64).unwrap_or(2) > 1
 }

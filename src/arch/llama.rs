@@ -77,7 +77,7 @@ pub(super) fn build(
         gate_up: builder.full(Rows::All, 2 * shape.ff),
     };
     let output = buffers.hidden;
-    builder.push(Op::Embed(Embed { table, positions: None, constant: None, output }));
+    builder.push(Op::Embed(Embed { table, positions: None, types: None, output }));
     for (index, layer) in layers.iter().enumerate() {
         layer.push(&mut builder, &shape, &buffers, (index, &rope));
     }

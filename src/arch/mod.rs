@@ -9,9 +9,12 @@ use serde_json::Value as Json;
 
 use crate::kernels::builder::Capacity;
 use crate::kernels::ops::{KvShape, Program};
-use crate::model::ModelTask;
+use crate::model::{EncoderCard, ModelTask};
 use crate::store::gguf::Header;
 use crate::weights::{LoadError, Weights};
+
+/// Labels that a classifier may have.
+const LABELS_MAX: usize = 65_536;
 
 /// What a model's own description says, before a tensor is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub struct Outline {
     pub context: usize,
     /// Its KV cache, for generators.
     pub kv: Option<KvShape>,
-    /// Values of a vector, or tokens of the vocabulary.
+    /// Values of a vector, scores, or tokens of the vocabulary.
     pub output_width: usize,
 }
 
@@ -47,14 +50,30 @@ struct Architecture {
     /// As `general.architecture` or `model_type` names it.
     name: &'static str,
     outline: fn(&Description<'_>) -> Result<Outline, LoadError>,
+    /// How an encoder's answers are to be read; none for generators.
+    card: fn(&Description<'_>) -> Result<Option<EncoderCard>, LoadError>,
     build: fn(&Description<'_>, &Weights, Capacity) -> Result<Program, LoadError>,
 }
 
 /// Every architecture; a line adds one.
 const REGISTRY: &[Architecture] = &[
-    Architecture { name: "llama", outline: llama::outline, build: llama::build },
-    Architecture { name: "bert", outline: bert::outline, build: bert::build },
+    Architecture {
+        name: "llama",
+        outline: llama::outline,
+        card: |_| Ok(None),
+        build: llama::build,
+    },
+    bert("bert"),
+    bert("roberta"),
+    bert("xlm-roberta"),
+    bert("camembert"),
+    bert("distilbert"),
 ];
+
+/// A member of BERT's family.
+const fn bert(name: &'static str) -> Architecture {
+    Architecture { name, outline: bert::outline, card: bert::card, build: bert::build }
+}
 
 /// What the model says about itself.
 ///
@@ -62,6 +81,14 @@ const REGISTRY: &[Architecture] = &[
 /// An unknown architecture, or a description that lacks what it needs.
 pub fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
     (architecture(description)?.outline)(description)
+}
+
+/// How the model's answers are to be read, if it is an encoder.
+///
+/// # Errors
+/// As [`outline`].
+pub fn encoder_card(description: &Description<'_>) -> Result<Option<EncoderCard>, LoadError> {
+    (architecture(description)?.card)(description)
 }
 
 /// The model's program, weights and all.
@@ -88,6 +115,31 @@ fn architecture(description: &Description<'_>) -> Result<&'static Architecture, 
         let known = known.join(", ");
         LoadError::Shape(format!("architecture '{name}' is not known; known are {known}"))
     })
+}
+
+/// The labels of a sequence classifier by `config.json`, in order; none if it is no classifier.
+fn labels(config: &Json) -> Result<Option<Vec<String>>, LoadError> {
+    let names = config.get("architectures").and_then(Json::as_array);
+    let mut names = names.into_iter().flatten().filter_map(Json::as_str);
+    if !names.any(|name| name.ends_with("ForSequenceClassification")) {
+        return Ok(None);
+    }
+    // The library that writes these files leaves its default of two labels out.
+    let Some(named) = config.get("id2label").and_then(Json::as_object) else {
+        return Ok(Some(vec!["LABEL_0".into(), "LABEL_1".into()]));
+    };
+    let label = |index: usize| named.get(&index.to_string()).and_then(Json::as_str);
+    let labels: Option<Vec<String>> =
+        (0..named.len()).map(|index| label(index).map(str::to_owned)).collect();
+    match labels {
+        Some(labels) if (1..=LABELS_MAX).contains(&labels.len()) => Ok(Some(labels)),
+        _ => {
+            let message = format!(
+                "config.json: id2label has to name labels 0, 1, … as text, at most {LABELS_MAX}"
+            );
+            Err(LoadError::Shape(message))
+        }
+    }
 }
 
 /// A header's complaint as a load error.

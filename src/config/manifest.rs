@@ -46,6 +46,10 @@ pub struct Manifest {
     /// Limits, each at most what the model's own header allows.
     #[serde(default)]
     pub limits: ManifestLimits,
+    /// The first values of its vectors are vectors too (Matryoshka representation learning), so
+    /// that requests may ask for fewer `dimensions`.
+    #[serde(default)]
+    pub matryoshka: bool,
     /// Share of the device relative to others with work.
     #[serde(default = "one")]
     pub weight: f64,

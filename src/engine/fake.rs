@@ -14,7 +14,7 @@ use crate::scheduler::step::{Outcome, Output, SlotId, SpanDetail, Step};
 pub struct FakeDevice {
     /// Tokens that are "generated": `vocabulary[position % len]`.
     pub vocabulary: Vec<TokenId>,
-    /// Values a vector.
+    /// Values a vector, or a token's state.
     pub width: usize,
     /// Time of a step without rows.
     pub step: Duration,
@@ -61,9 +61,10 @@ impl FakeRunner {
                     let words = &self.device.vocabulary;
                     outcome.tokens.push(words[position as usize % words.len()]);
                 }
-                Output::Pool => {
+                Output::Answer | Output::Hidden => {
+                    let rows = if span.output == Output::Answer { 1 } else { span.len() };
                     let value = 1.0 / (self.device.width as f32).sqrt();
-                    outcome.vectors.push(vec![value; self.device.width]);
+                    outcome.vectors.push(vec![value; rows * self.device.width]);
                 }
             }
         }

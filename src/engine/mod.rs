@@ -413,7 +413,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 fn prompt_tokens(task: &Task) -> u64 {
     match task {
         Task::Generate(generate) => generate.prompt.len() as u64,
-        Task::Embed(embed) => embed.inputs.iter().map(|input| input.len() as u64).sum(),
+        Task::Encode(encode) => encode.tokens(),
     }
 }
 

@@ -83,12 +83,19 @@ impl ModelRunner {
         let executed = self.executor.execute(program, &self.batch, &lane.map, kv, workspace);
         executed.map_err(|error| StepError::step(error.to_string()))?;
         let output = program.output.expect("every program has an output");
-        self.answer(step, output, outcome)
+        let hidden = program.hidden;
+        self.answer(step, (output, hidden), outcome)
     }
 
     /// Samples, or copies vectors out. A program yields rows in the order of its spans.
-    fn answer(&mut self, step: &Step, output: Buf, outcome: &mut Outcome) -> Result<(), StepError> {
+    fn answer(
+        &mut self,
+        step: &Step,
+        (output, hidden): (Buf, Option<Buf>),
+        outcome: &mut Outcome,
+    ) -> Result<(), StepError> {
         self.draws.clear();
+        let workspace = &self.memory.workspace;
         let yields = step.spans.iter().filter(|span| span.output != Output::None);
         for (row, span) in yields.enumerate() {
             match span.output {
@@ -96,8 +103,15 @@ impl ModelRunner {
                 Output::Sample { sampling, position, .. } => {
                     self.draws.push(Draw { row, sampling, position });
                 }
-                Output::Pool => {
-                    outcome.vectors.push(output.row(&self.memory.workspace, row).to_vec());
+                Output::Answer => {
+                    outcome.vectors.push(output.row(workspace, row).to_vec());
+                }
+                Output::Hidden => {
+                    let none = || StepError::step("this model keeps no state of single tokens");
+                    let hidden = hidden.ok_or_else(none)?;
+                    let rows = span.rows.clone();
+                    let states = rows.flat_map(|row| hidden.row(workspace, row as usize));
+                    outcome.vectors.push(states.copied().collect());
                 }
             }
         }
@@ -110,7 +124,7 @@ impl ModelRunner {
         }
         let seats = step.spans.iter().filter_map(|span| match span.output {
             Output::Sample { seat, .. } => Some(seat),
-            Output::None | Output::Pool => None,
+            Output::None | Output::Answer | Output::Hidden => None,
         });
         for (seat, &token) in seats.zip(&outcome.tokens) {
             self.seats[seat.0 as usize] = token;
@@ -205,7 +219,11 @@ fn pack(batch: &mut Batch, step: &Step, seats: &[TokenId]) {
         if let Input::Seat(seat) = input {
             batch.tokens[rows.start as usize] = seats[seat.0 as usize];
         }
-        if matches!(output, Output::Sample { .. }) {
+        if let Input::Pair { second } = input {
+            batch.types.resize(step.rows(), 0);
+            batch.types[(rows.start + second) as usize..rows.end as usize].fill(1);
+        }
+        if *output != Output::None {
             batch.gather.push(rows.end - 1);
         }
     }

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use crate::arch::{self, Description, Outline};
 use crate::kernels::builder::Capacity;
 use crate::kernels::ops::Program;
+use crate::model::EncoderCard;
 use crate::store::ModelFiles;
 use crate::store::gguf::Header;
 use crate::weights::{LoadError, Weights};
@@ -18,6 +19,8 @@ pub struct OpenedModel {
     opened: Opened,
     /// What it says about itself.
     pub outline: Outline,
+    /// How its answers are to be read, if it is an encoder.
+    pub card: Option<EncoderCard>,
 }
 
 #[derive(Debug)]
@@ -59,7 +62,8 @@ pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
     }
     let opened = Opened { weights, config, pooling, modules };
     let outline = arch::outline(&opened.description())?;
-    Ok(OpenedModel { opened, outline })
+    let card = arch::encoder_card(&opened.description())?;
+    Ok(OpenedModel { opened, outline, card })
 }
 
 impl OpenedModel {

@@ -20,7 +20,7 @@ use crate::kernels::builder::Capacity;
 use crate::kernels::cpu::executor::Executor;
 use crate::kernels::cpu::isa::SetKind;
 use crate::lifecycle::Lifecycle;
-use crate::model::ModelState;
+use crate::model::{EncoderCard, ModelState, ModelTask};
 use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
 use crate::store::ModelFiles;
@@ -216,7 +216,9 @@ impl Startup {
         self.set_state(model, ModelState::Loading);
         let opened =
             residency::open(files).map_err(|source| StartError::Load { model: name(), source })?;
-        if opened.outline.task != model.task {
+        // A classifier of one label scores whatever it was trained for.
+        let scores = (opened.outline.task, model.task) == (ModelTask::Rerank, ModelTask::Classify);
+        if opened.outline.task != model.task && !scores {
             let (says, is) = (model.task.as_str(), opened.outline.task.as_str());
             let what = format!("its manifest says task '{says}', its files are for '{is}'");
             return Err(StartError::Text { model: name(), what });
@@ -236,6 +238,9 @@ impl Startup {
             weight_bytes: opened.weight_bytes(),
         };
         let capacity = budget::capacity(&opened.outline, &wish);
+        if let Some(card) = &opened.card {
+            model.set_encoder(EncoderCard { matryoshka: manifest.matryoshka, ..card.clone() });
+        }
         model.set_text(text, capacity.context as u32);
         let lane = (opened.outline, capacity);
         Ok(Opening { opened, wish, lane, preload: manifest.preload })

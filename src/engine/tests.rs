@@ -12,8 +12,8 @@ use crate::error::ErrorKind;
 use crate::lifecycle::Phase;
 use crate::model::ModelTask;
 use crate::request::{
-    Detail, Embed, Event, Events, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
-    Sink, Submission, Task, TenantId,
+    Detail, Encode, Event, Events, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
+    Sink, Submission, Task, TenantId, Text, Yield,
 };
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
 use crate::telemetry::{Setup, Telemetry};
@@ -158,8 +158,8 @@ fn a_stop_token_ends_an_answer_unseen() {
 #[test]
 fn vectors_come_for_every_input() {
     let mut bench = Bench::new(device());
-    let inputs = (1..=10).map(|len| vec![7; len].into()).collect();
-    let events = bench.ask(EMBED, Task::Embed(Embed { inputs }));
+    let inputs = (1..=10).map(|len| Text::single(vec![7; len])).collect();
+    let events = bench.ask(EMBED, Task::Encode(Encode { inputs, yields: Yield::Answer }));
     let heard = bench.hear(events);
     let mut seen: Vec<u32> = heard
         .iter()

@@ -64,7 +64,7 @@ fn step(lane: LaneId, config: &LaneConfig, rows: usize) -> Step {
         }
         LaneKind::Encode => {
             step.kind = StepKind::Encode;
-            Output::Pool
+            Output::Answer
         }
     };
     step.spans.push(Span {

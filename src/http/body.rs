@@ -29,6 +29,21 @@ pub(super) async fn json<T: DeserializeOwned + Send + 'static>(
     ticket: &mut Ticket,
     request: Request,
 ) -> Result<T> {
+    check_content_type(request.headers())?;
+    let (_, bytes) = whole(front, ticket, request).await?;
+    front.parse(bytes, misshapen).await
+}
+
+/// The body as it is, and the headers; also tells the ticket who calls and takes the caller's
+/// `x-request-timeout` over into it.
+///
+/// # Errors
+/// `TooLarge` above `server.max_body_bytes`, `InvalidRequest` for one that does not arrive.
+pub(super) async fn whole(
+    front: &Front,
+    ticket: &mut Ticket,
+    request: Request,
+) -> Result<(HeaderMap, Vec<u8>)> {
     let (mut parts, body) = request.into_parts();
     if let Some(caller) = parts.extensions.remove::<Caller>() {
         ticket.belongs_to(caller);
@@ -36,12 +51,12 @@ pub(super) async fn json<T: DeserializeOwned + Send + 'static>(
     if let Some(seconds) = parts.headers.get("x-request-timeout") {
         ticket.limit_time(seconds.to_str().unwrap_or(""))?;
     }
-    check_content_type(&parts.headers)?;
     let bytes = read(ticket, &parts.headers, body, &front.config.server).await?;
-    front.parse(bytes, misshapen).await
+    Ok((parts.headers, bytes))
 }
 
-fn misshapen(error: serde_json::Error) -> Error {
+/// The error for JSON of the wrong shape.
+pub(super) fn misshapen(error: serde_json::Error) -> Error {
     let shown: String = error.to_string().chars().take(SHOWN_MAX).collect();
     let message = format!("the body is not JSON of the right shape: {shown}");
     Error::new(ErrorKind::InvalidRequest, message)
@@ -49,7 +64,7 @@ fn misshapen(error: serde_json::Error) -> Error {
 
 /// Refuses what a web page can send without asking (`text/plain`, forms): a server without keys
 /// on a loopback address is reachable from every page that its user opens.
-fn check_content_type(headers: &HeaderMap) -> Result<()> {
+pub(super) fn check_content_type(headers: &HeaderMap) -> Result<()> {
     let Some(given) = headers.get(header::CONTENT_TYPE) else {
         return Ok(());
     };

@@ -9,31 +9,23 @@ use axum::{Extension, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
-use tokio::time::timeout_at;
 
+use super::encode::{self, Encoded, Finish, INPUTS_MAX};
 use super::generate::{json_response, model_name, refuse};
 use super::openai::EmbeddingsBody;
-use super::{Id, answer, body};
+use super::{Id, body};
 use crate::admission::ticket::Ticket;
 use crate::admission::{Entry, Front};
-use crate::catalog::Model;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::ModelTask;
-use crate::request::{Embed, Event, Events, Micros, Task, TokenId, Usage};
+use crate::request::{Micros, Usage, Yield};
 
-/// Most inputs in one request: the API's own limit.
-const INPUTS_MAX: usize = 2048;
+/// Numbers that are printed in a microsecond; as base64 they are copied.
+pub(super) const PRINTED_PER_MICRO: usize = 25;
+const COPIED_PER_MICRO: usize = 500;
 
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new().route("/v1/embeddings", post(create))
-}
-
-/// One request on its way.
-struct Running {
-    model: String,
-    events: Events,
-    inputs: usize,
-    base64: bool,
 }
 
 #[derive(Serialize)]
@@ -48,12 +40,12 @@ struct List<'a> {
 struct Item<'a> {
     object: &'static str,
     index: usize,
-    embedding: Encoded<'a>,
+    embedding: Shown<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Encoded<'a> {
+enum Shown<'a> {
     Floats(&'a [f32]),
     Base64(String),
 }
@@ -70,15 +62,7 @@ async fn create(
     request: Request,
 ) -> Response {
     let mut ticket = Ticket::new(Arc::clone(&front), ModelTask::Embed, id.0);
-    let running = match begin(&front, &mut ticket, request).await {
-        Ok(running) => running,
-        Err(error) => return refuse(ticket, &error),
-    };
-    let answered = match timeout_at(ticket.expires(), running.collect(&front)).await {
-        Ok(answered) => answered,
-        Err(_) => Err(ticket.expired()),
-    };
-    match answered {
+    match answer(&front, &mut ticket, request).await {
         Ok((json, usage)) => {
             ticket.finish(usage);
             json_response(json)
@@ -87,12 +71,8 @@ async fn create(
     }
 }
 
-async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<Running> {
+async fn answer(front: &Front, ticket: &mut Ticket, request: Request) -> Result<(Vec<u8>, Usage)> {
     let mut body: EmbeddingsBody = body::json(front, ticket, request).await?;
-    if body.dimensions.is_some() {
-        let message = "'dimensions' is not served; leave it out for the model's own";
-        return Err(Error::new(ErrorKind::Unsupported, message).at("dimensions"));
-    }
     let base64 = match body.encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
@@ -108,75 +88,41 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
         return Err(Error::invalid("input", message));
     }
     let name = model_name(body.model.as_ref())?;
-    let Entry { model, text } = front.enter(ticket, name, ModelTask::Embed)?;
-    let inputs = input.encode(front, text, model.context(), "input").await?;
-    check_lengths(model, &inputs)?;
-    let count = inputs.len();
-    let mut receivers = front.submit(ticket, model, vec![Task::Embed(Embed { inputs })])?;
-    let events = receivers.pop().expect("one task, one receiver");
-    Ok(Running { model: model.name.clone(), events, inputs: count, base64 })
-}
-
-fn check_lengths(model: &Model, inputs: &[Arc<[TokenId]>]) -> Result<()> {
-    let limit = model.context() as usize;
-    if let Some(index) = inputs.iter().position(|input| input.is_empty()) {
-        let message = format!("input {index} has no tokens; at least 1 is needed");
-        return Err(Error::invalid("input", message));
-    }
-    let Some(index) = inputs.iter().position(|input| input.len() > limit) else {
-        return Ok(());
+    let entry = front.enter(ticket, name, ModelTask::Embed)?;
+    let Entry { model, .. } = entry;
+    let finish = Finish::new(model, model.encoder()?, None, body.dimensions)?;
+    let inputs = encode::tokens(front, entry, input, None, "input").await?;
+    let encoded = encode::run(front, ticket, model, inputs, Yield::Answer).await?;
+    let Encoded { mut vectors, usage } = encoded;
+    let numbers = vectors.len() * finish.dimensions;
+    let a_micro = if base64 { COPIED_PER_MICRO } else { PRINTED_PER_MICRO };
+    let model = model.name.clone();
+    let print = move || {
+        vectors.iter_mut().for_each(|vector| finish.apply(vector));
+        Ok((json(&model, &vectors, usage, base64), usage))
     };
-    let length = inputs[index].len();
-    let message =
-        format!("input {index} has {length} tokens; the model takes {limit} (limits.context)");
-    Err(Error::new(ErrorKind::ContextLengthExceeded, message).at("input"))
+    front.heavy(Micros((numbers / a_micro) as u64), print).await
 }
 
-impl Running {
-    /// The response's body and what it took.
-    async fn collect(mut self, front: &Front) -> Result<(Vec<u8>, Usage)> {
-        let mut vectors: Vec<Vec<f32>> = vec![Vec::new(); self.inputs];
-        let usage = loop {
-            match self.events.recv().await.ok_or_else(answer::gone)? {
-                Event::Vector { index, values } => vectors[index as usize] = values,
-                Event::Done { usage, .. } => break usage,
-                Event::Failed(error) => return Err(error),
-                Event::Started { .. } | Event::Token(_) | Event::Scored { .. } => {
-                    return Err(Error::new(ErrorKind::Internal, "a token came for an embedding"));
-                }
-            }
-        };
-        let numbers: usize = vectors.iter().map(Vec::len).sum();
-        // Printing numbers is CPU work; copying them into base64 hardly is.
-        let expected = Micros(numbers as u64 / if self.base64 { 500 } else { 25 });
-        front.heavy(expected, move || Ok((self.json(&vectors, usage)?, usage))).await
-    }
-
-    fn json(&self, vectors: &[Vec<f32>], usage: Usage) -> Result<Vec<u8>> {
-        let finite = |vector: &Vec<f32>| vector.iter().all(|value| value.is_finite());
-        if let Some(index) = vectors.iter().position(|v| v.is_empty() || !finite(v)) {
-            let message = format!("the vector of input {index} is missing or not finite");
-            return Err(Error::new(ErrorKind::Internal, message));
-        }
-        let encode = |vector: &'_ [f32]| {
-            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-            STANDARD.encode(bytes)
-        };
-        let data = vectors.iter().enumerate().map(|(index, vector)| Item {
-            object: "embedding",
-            index,
-            embedding: match self.base64 {
-                true => Encoded::Base64(encode(vector)),
-                false => Encoded::Floats(vector),
-            },
-        });
-        let tokens = usage.prompt_tokens;
-        let list = List {
-            object: "list",
-            data: data.collect(),
-            model: &self.model,
-            usage: EmbedUsage { prompt_tokens: tokens, total_tokens: tokens },
-        };
-        Ok(serde_json::to_vec(&list).expect("strings and finite numbers always serialise"))
-    }
+fn json(model: &str, vectors: &[Vec<f32>], usage: Usage, base64: bool) -> Vec<u8> {
+    let encode = |vector: &'_ [f32]| {
+        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+        STANDARD.encode(bytes)
+    };
+    let data = vectors.iter().enumerate().map(|(index, vector)| Item {
+        object: "embedding",
+        index,
+        embedding: match base64 {
+            true => Shown::Base64(encode(vector)),
+            false => Shown::Floats(vector),
+        },
+    });
+    let tokens = usage.prompt_tokens;
+    let list = List {
+        object: "list",
+        data: data.collect(),
+        model,
+        usage: EmbedUsage { prompt_tokens: tokens, total_tokens: tokens },
+    };
+    serde_json::to_vec(&list).expect("strings and finite numbers always serialise")
 }

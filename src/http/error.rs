@@ -30,12 +30,31 @@ pub(super) fn response(error: &Error, id: &str) -> Response {
 
 /// As [`response`], for the few cases in which the kind does not say the status.
 pub(super) fn with_status(status: StatusCode, error: &Error, id: &str) -> Response {
-    let mut response = Response::new(Body::from(body(error, id)));
+    with_body(status, error, body(error, id))
+}
+
+/// As [`response`], for APIs with a body of their own.
+pub(super) fn with_body(status: StatusCode, error: &Error, json: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(json));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     add_retry_headers(headers, error);
     response
+}
+
+/// As [`response`], with the message at the top of the body too: where Cohere's clients look.
+pub(super) fn with_message(error: &Error, id: &str) -> Response {
+    #[derive(Serialize)]
+    struct Both<'a> {
+        message: &'a str,
+        #[serde(flatten)]
+        envelope: serde_json::Value,
+    }
+    let envelope = serde_json::from_slice(&body(error, id)).unwrap_or_default();
+    let both = Both { message: error.message(), envelope };
+    let json = serde_json::to_vec(&both).expect("strings and nulls always serialise");
+    with_body(status(error.kind()), error, json)
 }
 
 /// The OpenAI error body, also the payload of an error event in a stream.
@@ -70,7 +89,7 @@ pub(super) async fn no_such_method(
 }
 
 /// 503 only for draining, loading and dead: meshes eject pods on 5xx, so overload is 429.
-fn status(kind: ErrorKind) -> StatusCode {
+pub(super) fn status(kind: ErrorKind) -> StatusCode {
     use ErrorKind::*;
     match kind {
         InvalidRequest | Unsupported | ContextLengthExceeded => StatusCode::BAD_REQUEST,

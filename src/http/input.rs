@@ -48,14 +48,7 @@ impl Input {
         if let Some(index) = empty.or_else(|| lists.iter().position(Vec::is_empty)) {
             return Err(Error::invalid(param, format!("'{param}' has an empty input ({index})")));
         }
-        let vocabulary = text.tokenizer.vocab_size();
-        if let Some(id) = lists.iter().flatten().find(|&&id| id as usize >= vocabulary) {
-            let message = format!(
-                "token id {id} is not one of this model's {vocabulary}: these ids are another \
-                 tokenizer's; send text instead (in LangChain: check_embedding_ctx_length=False)"
-            );
-            return Err(Error::invalid(param, message));
-        }
+        check_ids(text, &lists, param)?;
         if texts.is_empty() {
             return Ok(lists.into_iter().map(Arc::from).collect());
         }
@@ -71,6 +64,25 @@ impl Input {
         }
     }
 
+    /// Whether there is no input, or one without anything in it.
+    pub(super) fn has_empty(&self) -> bool {
+        match self {
+            Input::Text(text) => text.is_empty(),
+            Input::Texts(texts) => texts.is_empty() || texts.iter().any(String::is_empty),
+            Input::Tokens(tokens) => tokens.is_empty(),
+            Input::TokenLists(lists) => lists.is_empty() || lists.iter().any(Vec::is_empty),
+        }
+    }
+
+    /// Characters of all texts.
+    pub(super) fn characters(&self) -> usize {
+        match self {
+            Input::Text(text) => text.chars().count(),
+            Input::Texts(texts) => texts.iter().map(|text| text.chars().count()).sum(),
+            Input::Tokens(_) | Input::TokenLists(_) => 0,
+        }
+    }
+
     /// Number of inputs.
     pub(super) fn len(&self) -> usize {
         match self {
@@ -79,6 +91,26 @@ impl Input {
             Input::TokenLists(lists) => lists.len(),
         }
     }
+}
+
+/// Whether the model has all these tokens.
+///
+/// # Errors
+/// `InvalidRequest`, naming the first that it has not.
+pub(super) fn check_ids(
+    text: &ModelText,
+    lists: &[Vec<TokenId>],
+    param: &'static str,
+) -> crate::error::Result<()> {
+    let vocabulary = text.tokenizer.vocab_size();
+    let Some(id) = lists.iter().flatten().find(|&&id| id as usize >= vocabulary) else {
+        return Ok(());
+    };
+    let message = format!(
+        "token id {id} is not one of this model's {vocabulary}: these ids are another \
+         tokenizer's; send text instead (in LangChain: check_embedding_ctx_length=False)"
+    );
+    Err(Error::invalid(param, message))
 }
 
 /// One element of the array form.

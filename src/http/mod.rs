@@ -10,6 +10,7 @@ mod chat;
 mod completions;
 mod connection;
 mod embeddings;
+mod encode;
 mod error;
 mod generate;
 mod health;
@@ -19,7 +20,9 @@ mod models;
 mod openai;
 mod params;
 mod sampling;
+mod rerank;
 mod sse;
+mod tei;
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +58,8 @@ pub fn main_router(front: Arc<Front>) -> Router {
         .merge(chat::router())
         .merge(completions::router())
         .merge(embeddings::router())
+        .merge(rerank::router())
+        .merge(tei::router())
         .merge(models::router())
         .merge(health::models());
     let mut open = health::router();

@@ -119,7 +119,7 @@ pub(super) struct EmbeddingsBody {
     #[serde(default)]
     pub(super) encoding_format: Option<String>,
     #[serde(default)]
-    pub(super) dimensions: Option<IgnoredAny>,
+    pub(super) dimensions: Option<u64>,
 }
 
 impl<'de> Deserialize<'de> for Content {

@@ -9,13 +9,15 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// Position of each row in its sequence.
     pub positions: Vec<u32>,
+    /// Token type of each row; empty where all are 0.
+    pub types: Vec<u32>,
     /// Which span each row belongs to.
     pub span_of: Vec<u32>,
     /// Spans in row order.
     pub spans: Vec<BatchSpan>,
     /// Block tables of all spans, one after the other: (group, slot).
     pub blocks: Vec<(u32, u32)>,
-    /// Rows that yield something, ascending.
+    /// The last row of each span that yields something, ascending.
     pub gather: Vec<u32>,
 }
 
@@ -24,6 +26,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
+        self.types.clear();
         self.span_of.clear();
         self.spans.clear();
         self.blocks.clear();

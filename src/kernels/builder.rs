@@ -26,12 +26,13 @@ pub struct Builder {
     ops: Vec<Op>,
     bytes: usize,
     scratch: Vec<(Rows, Activation)>,
+    hidden: Option<Buf>,
 }
 
 impl Builder {
     /// An empty program for this many rows.
     pub fn new(capacity: Capacity) -> Self {
-        Self { capacity, ops: Vec::new(), bytes: 0, scratch: Vec::new() }
+        Self { capacity, ops: Vec::new(), bytes: 0, scratch: Vec::new(), hidden: None }
     }
 
     /// What the workspace is sized for.
@@ -104,6 +105,11 @@ impl Builder {
         }));
     }
 
+    /// Says where the last hidden state of each row is left: nothing writes there afterwards.
+    pub fn keep_hidden(&mut self, hidden: Buf) {
+        self.hidden = Some(hidden);
+    }
+
     /// The program; `output` is where its answers are.
     pub fn finish(self, output: Buf, kv: Option<KvShape>) -> Program {
         Program {
@@ -112,6 +118,7 @@ impl Builder {
             rows_max: self.capacity.rows,
             gathered_max: self.capacity.yields,
             output: Some(output),
+            hidden: self.hidden,
             kv,
         }
     }

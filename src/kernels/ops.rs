@@ -75,6 +75,7 @@ pub enum Op {
     Norm(Norm),
     Linear(Linear),
     RopeStore(RopeStore),
+    Rope(Rope),
     PagedAttention(PagedAttention),
     PackedAttention(PackedAttention),
     GatedSilu(GatedSilu),
@@ -93,9 +94,11 @@ pub struct Program {
     pub rows_max: usize,
     /// Gathered rows that it is sized for.
     pub gathered_max: usize,
-    /// Where a generator's logits are (gathered rows × vocabulary), or an encoder's vectors
-    /// (spans × width).
+    /// Where a generator's logits are (gathered rows × vocabulary), or an encoder's vectors or
+    /// scores (spans × width).
     pub output: Option<Buf>,
+    /// Where an encoder leaves the last hidden state of each row (rows × width).
+    pub hidden: Option<Buf>,
     /// KV heads × head size, for generators.
     pub kv: Option<KvShape>,
 }
@@ -121,7 +124,7 @@ impl KvShape {
     }
 }
 
-/// `output[r] = table[token[r]] (+ positions[position[r]]) (+ constant)`, in this order; 4-bit
+/// `output[r] = table[token[r]] (+ positions[position[r]]) (+ types[type[r]])`, in this order; 4-bit
 /// values are `fma(q, scale, minimum)`, 8-bit ones `q × scale`.
 #[derive(Debug, Clone)]
 pub struct Embed {
@@ -129,8 +132,8 @@ pub struct Embed {
     pub table: Arc<Packed>,
     /// Learned positions (f32, `width` a row).
     pub positions: Option<Vector>,
-    /// Added to every row: BERT's token type 0.
-    pub constant: Option<Vector>,
+    /// Learned token types (f32, `width` a row): which of two texts a token belongs to.
+    pub types: Option<Vector>,
     /// Where rows go.
     pub output: Buf,
 }
@@ -187,6 +190,10 @@ pub enum Epilogue {
     Add,
     /// `output = gelu(y)`, the exact form with erf.
     Gelu,
+    /// `output = tanh(y) = ±(1 - e) / (1 + e)` with `e = exp(-2 |y|)`.
+    Tanh,
+    /// `output = max(y, 0)`
+    Relu,
 }
 
 /// Rotates q and k of each row in place (pairs `(i, i + head_dim/2)`) and writes k and v into the
@@ -204,6 +211,21 @@ pub struct RopeStore {
     pub layer: usize,
     /// `head_dim` values a position: `head_dim / 2` cosines, then as many sines. The number of
     /// positions is the longest sequence.
+    pub table: Vector,
+}
+
+/// The rotation of [`RopeStore`] without a KV cache: q and k of each row in place.
+#[derive(Debug, Clone)]
+pub struct Rope {
+    /// q, k and v side by side.
+    pub qkv: Buf,
+    /// Query heads.
+    pub heads: usize,
+    /// Heads that keys and values have.
+    pub kv_heads: usize,
+    /// Values a head.
+    pub head_dim: usize,
+    /// As in [`RopeStore`].
     pub table: Vector,
 }
 
@@ -232,14 +254,18 @@ pub struct PagedAttention {
     pub output: Activation,
 }
 
-/// Bidirectional attention within each span, no KV: row sees every row of its span. The same
-/// order of operations as [`PagedAttention`], in f32, blocks of 32 rows from the span's start.
+/// Attention within each span, no KV: a row sees every row of its span, or those up to itself. The
+/// same order of operations as [`PagedAttention`], in f32, blocks of 32 rows from the span's start.
 #[derive(Debug, Clone)]
 pub struct PackedAttention {
-    /// `[q heads][k heads][v heads]`, as many k and v heads as q heads.
+    /// `[q heads][k heads][v heads]`
     pub qkv: Buf,
-    /// Heads.
+    /// Query heads; `heads / kv_heads` share one KV head.
     pub heads: usize,
+    /// Heads that keys and values have.
+    pub kv_heads: usize,
+    /// Whether a row sees only the rows of its span up to itself.
+    pub causal: bool,
     /// Values a head.
     pub head_dim: usize,
     /// Usually `1 / sqrt(head_dim)`.

@@ -2,13 +2,12 @@
 //! lane, and no state between steps.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::slab::Slab;
 use super::step::{Input, Output, Span, StepKind};
 use super::turn::{CommitTurn, PlanTurn, Result};
 use crate::error::Error;
-use crate::request::{Embed, Event, Finish, Micros, Request, RequestId, TokenId, Usage};
+use crate::request::{Encode, Event, Finish, Micros, Request, RequestId, Text, Usage, Yield};
 
 /// Requests of one encoding model.
 ///
@@ -31,7 +30,8 @@ pub(super) struct EncodeLane {
 pub(super) struct Encoding {
     pub(super) id: RequestId,
     pub(super) arrived: Micros,
-    inputs: Vec<Arc<[TokenId]>>,
+    inputs: Vec<Text>,
+    yields: Yield,
     /// Inputs planned, and committed, so far.
     planned: u32,
     committed: u32,
@@ -69,16 +69,17 @@ impl EncodeLane {
     }
 
     /// Takes a request in, to wait; returns its index.
-    pub(super) fn admit(&mut self, request: &Request, task: Embed) -> u32 {
-        assert!(!task.inputs.is_empty(), "an embedding request has inputs");
-        for input in &task.inputs {
-            let fits = !input.is_empty() && input.len() <= self.rows_max as usize;
-            assert!(fits, "an input of {} tokens, of at most {}", input.len(), self.rows_max);
+    pub(super) fn admit(&mut self, request: &Request, task: Encode) -> u32 {
+        assert!(!task.inputs.is_empty(), "an encoder is given inputs");
+        for Text { tokens, .. } in &task.inputs {
+            let fits = !tokens.is_empty() && tokens.len() <= self.rows_max as usize;
+            assert!(fits, "an input of {} tokens, of at most {}", tokens.len(), self.rows_max);
         }
         let encoding = Encoding {
             id: request.id,
             arrived: request.arrived,
             inputs: task.inputs,
+            yields: task.yields,
             planned: 0,
             committed: 0,
             live: true,
@@ -96,8 +97,8 @@ impl EncodeLane {
         let budget = turn.cost.rows_within(StepKind::Encode, turn.target).min(self.rows_max);
         while let Some(&index) = self.queue.front() {
             let encoding = &mut self.requests[index];
-            let input = &encoding.inputs[encoding.planned as usize];
-            let (first, rows) = (turn.step.rows() as u32, input.len() as u32);
+            let Text { tokens, second } = &encoding.inputs[encoding.planned as usize];
+            let (first, rows) = (turn.step.rows() as u32, tokens.len() as u32);
             if first > 0 && first + rows > budget {
                 break;
             }
@@ -107,15 +108,18 @@ impl EncodeLane {
                 let waited = turn.now.since(encoding.arrived);
                 turn.notes.scheduled.push((turn.step.lane, waited));
             }
-            turn.step.tokens.extend_from_slice(input);
+            turn.step.tokens.extend_from_slice(tokens);
             turn.step.spans.push(Span {
                 request: encoding.id,
                 part: encoding.planned,
                 rows: first..first + rows,
                 start: 0,
                 blocks: 0..0,
-                input: Input::Known,
-                output: Output::Pool,
+                input: second.map_or(Input::Known, |second| Input::Pair { second }),
+                output: match encoding.yields {
+                    Yield::Answer => Output::Answer,
+                    Yield::Tokens => Output::Hidden,
+                },
             });
             turn.members.push(index);
             self.waiting_tokens -= u64::from(rows);
@@ -209,6 +213,6 @@ impl EncodeLane {
 impl Encoding {
     /// Tokens of all inputs from the `first`-th on.
     fn tokens(&self, first: u32) -> u64 {
-        self.inputs[first as usize..].iter().map(|input| input.len() as u64).sum()
+        self.inputs[first as usize..].iter().map(|input| input.tokens.len() as u64).sum()
     }
 }

@@ -286,7 +286,9 @@ impl GenerateLane {
         let first_row = step.tokens.len() as u32;
         match input {
             Input::Seat(_) => step.tokens.push(0),
-            Input::Known => step.tokens.extend((start..start + rows).map(|at| sequence.token(at))),
+            Input::Known | Input::Pair { .. } => {
+                step.tokens.extend((start..start + rows).map(|at| sequence.token(at)))
+            }
         }
         if output != Output::None && !sequence.task.detail.is_empty() {
             sequence.push_detail(step, step.spans.len() as u32);

@@ -32,7 +32,7 @@ impl GenerateLane {
                     Some(*tokens.next().expect("an outcome has a token for each sampling span"))
                 }
                 Output::None => None,
-                Output::Pool => unreachable!("a generation is not pooled"),
+                Output::Answer | Output::Hidden => unreachable!("not a generation's"),
             };
             let asks = details.next_if(|detail| detail.span as usize == number).is_some();
             let logprobs = asks.then(|| logprobs.next().expect("one for each that asks"));

@@ -194,7 +194,7 @@ impl Scheduler {
         let task = request.task.clone();
         let index = match (&mut lane.work, task) {
             (Work::Generate(lane), Task::Generate(task)) => lane.admit(&request, task),
-            (Work::Encode(lane), Task::Embed(task)) => lane.admit(&request, task),
+            (Work::Encode(lane), Task::Encode(task)) => lane.admit(&request, task),
             (_, task) => panic!("lane {} does not serve {task:?}", request.lane),
         };
         let known = self.live.insert(request.id, (number, index));

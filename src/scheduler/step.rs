@@ -120,7 +120,7 @@ pub struct Span {
     pub blocks: Range<u32>,
     /// Where the input token is.
     pub input: Input,
-    /// What becomes of the last row's hidden state (of all rows, for `Pool`).
+    /// What becomes of the last row's hidden state (of all rows, for encoders).
     pub output: Output,
 }
 
@@ -129,6 +129,11 @@ pub struct Span {
 pub enum Input {
     /// `Step::tokens`.
     Known,
+    /// `Step::tokens` of two texts, the second of which starts at this row of the span.
+    Pair {
+        /// Counted from the span's first row.
+        second: u32,
+    },
     /// One row, whose token an earlier, perhaps uncommitted step left in this seat.
     Seat(Seat),
 }
@@ -147,8 +152,11 @@ pub enum Output {
         /// Position of the new token in its sequence.
         position: u32,
     },
-    /// One vector, appended to `Outcome::vectors`.
-    Pool,
+    /// An encoder's answer, one vector: appended to `Outcome::vectors`.
+    Answer,
+    /// The last hidden states of all rows, one after the other: appended to `Outcome::vectors` as
+    /// one.
+    Hidden,
 }
 
 /// What a step gave. Reused from step to step.
@@ -160,7 +168,7 @@ pub struct Outcome {
     pub tokens: Vec<TokenId>,
     /// For each detail that asks for log-probabilities, in order.
     pub logprobs: Vec<Logprobs>,
-    /// One vector for each span with `Output::Pool`, in span order.
+    /// One vector for each span with `Output::Answer` or `Output::Hidden`, in span order.
     pub vectors: Vec<Vec<f32>>,
 }
 

@@ -53,7 +53,7 @@ pub(super) const OUTCOMES: [&str; 7] =
 pub(super) const REJECTIONS: [&str; 6] =
     ["queue_full", "max_wait", "tenant", "draining", "loading", "too_large"];
 /// What can be asked for.
-pub(super) const TASKS: [&str; 2] = ["generate", "embed"];
+pub(super) const TASKS: [&str; 4] = ["generate", "embed", "rerank", "classify"];
 /// What a step can be made of.
 pub(super) const STEPS: [&str; 4] = ["prefill", "decode", "mixed", "encode"];
 /// Why device time can be lost.

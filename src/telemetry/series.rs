@@ -81,7 +81,7 @@ pub(super) struct ModelSeries {
 #[derive(Debug)]
 pub(super) struct RequestSeries {
     /// By task, then by `metrics::OUTCOMES`.
-    pub(super) ended: [[Counter; 7]; 2],
+    pub(super) ended: [[Counter; 7]; 4],
     /// By `metrics::REJECTIONS`.
     pub(super) rejected: [Counter; 6],
 }

@@ -4,6 +4,7 @@
 mod bpe;
 mod control;
 mod decode;
+mod encode;
 mod jinja;
 mod literal;
 mod stop;
@@ -39,6 +40,49 @@ pub struct Tokenizer {
     begin: Option<TokenId>,
     /// Goes after wrapped text.
     end: Option<TokenId>,
+}
+
+/// One text, or two that are read together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passage {
+    /// The text; the query of a pair.
+    pub text: String,
+    /// What it is compared with.
+    pub second: Option<String>,
+}
+
+/// How a passage of too many tokens is shortened: the longer text of two first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Most tokens, those of the wrapping included.
+    pub length: usize,
+    /// Most tokens of the second text, before anything else.
+    pub second: usize,
+    /// Where tokens are taken away.
+    pub side: Side,
+}
+
+/// An end of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Side {
+    /// The beginning.
+    Left,
+    /// The end.
+    #[default]
+    Right,
+}
+
+/// One token of a text, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Its id.
+    pub id: TokenId,
+    /// What it stands for in the text; a control token's own text.
+    pub text: String,
+    /// The tokenizer put it there.
+    pub special: bool,
+    /// Characters of the text that it stands for; none for what the tokenizer put there.
+    pub characters: Option<(usize, usize)>,
 }
 
 /// One chat message, content flattened to text.

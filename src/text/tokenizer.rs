@@ -6,7 +6,7 @@ use std::fmt;
 use std::panic::catch_unwind;
 use std::sync::Arc;
 
-use tokenizers::{DecoderWrapper, ModelWrapper};
+use tokenizers::{DecoderWrapper, Model as _, ModelWrapper};
 
 use super::bpe::{Alphabet, Bpe, scheme};
 use super::control::Controls;
@@ -77,10 +77,10 @@ impl Tokenizer {
                 _ => bytes.push(text.as_bytes()),
             }
         }
-        let unknown = unknown_token(hf.get_model());
+        let unknown = unknown_token(hf.get_model(), json);
         let controls = added
             .iter()
-            .filter(|(_, token)| token.special && Some(token.content.as_str()) != unknown)
+            .filter(|(id, token)| token.special && Some(**id) != unknown)
             .map(|(id, token)| (token.content.clone(), *id))
             .collect();
         let controls = Controls::new(controls)?;
@@ -224,12 +224,20 @@ impl fmt::Debug for Tokenizer {
 }
 
 /// What the model says for text that it has no token for: not a control token.
-fn unknown_token(model: &ModelWrapper) -> Option<&str> {
+fn unknown_token(model: &ModelWrapper, json: &[u8]) -> Option<TokenId> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        model: Unigram,
+    }
+    #[derive(serde::Deserialize)]
+    struct Unigram {
+        unk_id: Option<TokenId>,
+    }
     match model {
-        ModelWrapper::BPE(model) => model.unk_token.as_deref(),
-        ModelWrapper::WordPiece(model) => Some(&model.unk_token),
-        ModelWrapper::WordLevel(model) => Some(&model.unk_token),
-        // Its unknown token is an index that cannot be read; it is never added as special text.
-        ModelWrapper::Unigram(_) => None,
+        ModelWrapper::BPE(model) => model.token_to_id(model.unk_token.as_deref()?),
+        ModelWrapper::WordPiece(model) => model.token_to_id(&model.unk_token),
+        ModelWrapper::WordLevel(model) => model.token_to_id(&model.unk_token),
+        // The library keeps the number to itself.
+        ModelWrapper::Unigram(_) => serde_json::from_slice::<File>(json).ok()?.model.unk_id,
     }
 }

@@ -8,6 +8,7 @@ mod cli;
 mod clients;
 mod connections;
 mod drain;
+mod encoders;
 mod fixtures;
 mod formats;
 mod headers;

@@ -29,7 +29,7 @@ fn with(mut body: Value, extra: Value) -> String {
 fn generation(submission: &Submission) -> Generate {
     match &submission.request.task {
         Task::Generate(generate) => generate.clone(),
-        Task::Embed(_) => panic!("not a generation"),
+        Task::Encode(_) => panic!("not a generation"),
     }
 }
 

@@ -6,19 +6,19 @@ use serde_json::{Value, json};
 
 use super::App;
 use crate::admission::testing::{done, outcomes};
-use crate::request::{Event, Finish, Submission, Task};
+use crate::request::{Event, Finish, Submission, Task, Text};
 
 const PATH: &str = "/v1/embeddings";
 
 /// An engine whose vectors tell the input's index, length and first token; last input first.
 fn vectors() -> App {
     App::scripted(|Submission { request, sink }| {
-        let Task::Embed(embed) = request.task else { panic!("not an embedding") };
-        for (index, input) in embed.inputs.iter().enumerate().rev() {
+        let Task::Encode(embed) = request.task else { panic!("not an embedding") };
+        for (index, Text { tokens: input, .. }) in embed.inputs.iter().enumerate().rev() {
             let values = vec![index as f32 + 0.5, input.len() as f32, input[0] as f32];
             sink.send(Event::Vector { index: index as u32, values });
         }
-        done(&sink, Finish::Complete, embed.inputs.iter().map(|i| i.len() as u32).sum(), 0);
+        done(&sink, Finish::Complete, embed.tokens() as u32, 0);
     })
 }
 

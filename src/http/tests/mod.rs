@@ -112,6 +112,6 @@ fn prompt_tokens(submission: &Submission) -> u64 {
     use crate::request::Task;
     match &submission.request.task {
         Task::Generate(generate) => generate.prompt.len() as u64,
-        Task::Embed(embed) => embed.inputs.iter().map(|input| input.len() as u64).sum(),
+        Task::Encode(encode) => encode.tokens(),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::attention::{packed::PackedTask, paged::PagedTask};
 use super::isa::{Set, SetKind, Task};
 use super::linear::LinearTask;
-use super::rope::RopeStoreTask;
+use super::rope::{RopeStoreTask, RopeTask};
 use super::rows::{EmbedTask, GatedSiluTask, GatherTask, NormTask, PoolTask};
 use super::views::Memory;
 use crate::device::arena::Region;
@@ -271,6 +271,7 @@ impl Walk<'_> {
             Op::Norm(op) => self.task(&NormTask::new(op, around), alone),
             Op::Linear(op) => self.task(&LinearTask::new(op, around), alone),
             Op::RopeStore(op) => self.task(&RopeStoreTask::new(op, around), alone),
+            Op::Rope(op) => self.task(&RopeTask::new(op, around), alone),
             Op::PagedAttention(op) => self.task(&PagedTask::new(op, around), alone),
             Op::PackedAttention(op) => self.task(&PackedTask::new(op, around), alone),
             Op::GatedSilu(op) => self.task(&GatedSiluTask::new(op, around), alone),
@@ -332,6 +333,7 @@ impl Load {
                 products / 100 + read / 20
             }
             Op::RopeStore(op) => self.rows * op.qkv.width / 2,
+            Op::Rope(op) => self.rows * op.qkv.width / 4,
             Op::PagedAttention(op) => self.seen * width(&op.output) / 16,
             Op::PackedAttention(op) => self.seen * width(&op.output) / 16,
             Op::GatedSilu(op) => self.rows * width(&op.output) / 4,
@@ -354,6 +356,9 @@ fn check(program: &Program, batch: &Batch) -> Result<(), String> {
     if batch.positions.len() != rows || batch.span_of.len() != rows {
         let (positions, spans) = (batch.positions.len(), batch.span_of.len());
         return Err(format!("{rows} tokens, {positions} positions, {spans} span numbers"));
+    }
+    if !batch.types.is_empty() && batch.types.len() != rows {
+        return Err(format!("{rows} tokens, {} token types", batch.types.len()));
     }
     if rows > program.rows_max {
         return Err(format!("{rows} rows, the workspace is for {}", program.rows_max));

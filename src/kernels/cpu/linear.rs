@@ -167,6 +167,8 @@ impl<'a> LinearTask<'a> {
             Epilogue::Store => y,
             Epilogue::Add => s.add(row.load(s, c), y),
             Epilogue::Gelu => math::gelu(s, y),
+            Epilogue::Tanh => math::tanh(s, y),
+            Epilogue::Relu => s.where_less(y, s.splat(0.0), s.splat(0.0), y),
         };
         row.store(s, c, y);
     }

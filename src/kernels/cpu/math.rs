@@ -38,6 +38,16 @@ pub(super) fn silu<S: Isa>(s: S, x: S::F) -> S::F {
     s.div(x, s.add(s.splat(1.0), e))
 }
 
+/// `tanh x`, absolute error below 2e-7: `(1 - e) / (1 + e)` with `e = exp(-2 |x|)`, and the sign
+/// of x.
+#[inline(always)]
+pub(super) fn tanh<S: Isa>(s: S, x: S::F) -> S::F {
+    let one = s.splat(1.0);
+    let e = exp(s, s.mul(s.abs(x), s.splat(-2.0)));
+    let size = s.div(s.sub(one, e), s.add(one, e));
+    s.where_less(x, s.splat(0.0), s.sub(s.splat(0.0), size), size)
+}
+
 const TAIL: [f32; 10] = [
     0.099_751_79,
     0.099_416_62,

@@ -8,7 +8,7 @@ use super::executor::Surroundings;
 use super::isa::{Isa, LANES, Task};
 use super::views::{Floats, Memory};
 use crate::kernels::batch::{Batch, BatchSpan, KvMap};
-use crate::kernels::ops::{KvShape, RopeStore};
+use crate::kernels::ops::{KvShape, Rope, RopeStore};
 use crate::scheduler::step::BLOCK_TOKENS;
 
 /// One layer's KV blocks, as a step sees them.
@@ -91,12 +91,8 @@ impl Task for RopeStoreTask<'_> {
             // SAFETY: the row is this unit's.
             let row = unsafe { self.qkv.row(r).values_mut() };
             let position = self.batch.positions[r] as usize;
-            let angles = &self.op.table[position * head_dim..(position + 1) * head_dim];
-            let (cos, sin) = angles.split_at(head_dim / 2);
             let rotated = (self.op.heads + self.op.kv.heads) * head_dim;
-            for head in row[..rotated].chunks_exact_mut(head_dim) {
-                rotate(head, cos, sin);
-            }
+            rotate_heads(&mut row[..rotated], head_dim, &self.op.table, position);
             let span = &self.batch.spans[self.batch.span_of[r] as usize];
             let (keys, values) =
                 row[self.op.heads * head_dim..].split_at(self.op.kv.heads * head_dim);
@@ -106,6 +102,48 @@ impl Task for RopeStoreTask<'_> {
                 store(s, block, position % BLOCK_TOKENS, &keys[own.clone()], &values[own]);
             }
         }
+    }
+}
+
+/// [`Rope`]; a unit is a row.
+pub(super) struct RopeTask<'a> {
+    op: &'a Rope,
+    batch: &'a Batch,
+    qkv: Floats,
+}
+
+impl<'a> RopeTask<'a> {
+    pub(super) fn new(op: &'a Rope, around: &Surroundings<'a>) -> Self {
+        let qkv = Floats::new(around.workspace, &op.qkv, around.batch.tokens.len());
+        assert_eq!(qkv.width(), (op.heads + 2 * op.kv_heads) * op.head_dim);
+        Self { op, batch: around.batch, qkv }
+    }
+}
+
+impl Task for RopeTask<'_> {
+    fn units(&self) -> usize {
+        self.qkv.rows()
+    }
+
+    #[inline(always)]
+    fn run<S: Isa>(&self, _: S, units: Range<usize>) {
+        let Rope { heads, kv_heads, head_dim, table, .. } = self.op;
+        for r in units {
+            // SAFETY: the row is this unit's.
+            let row = unsafe { self.qkv.row(r).values_mut() };
+            let position = self.batch.positions[r] as usize;
+            rotate_heads(&mut row[..(heads + kv_heads) * head_dim], *head_dim, table, position);
+        }
+    }
+}
+
+/// Rotates every head of a row.
+#[inline(always)]
+fn rotate_heads(row: &mut [f32], head_dim: usize, table: &[f32], position: usize) {
+    let angles = &table[position * head_dim..(position + 1) * head_dim];
+    let (cos, sin) = angles.split_at(head_dim / 2);
+    for head in row.chunks_exact_mut(head_dim) {
+        rotate(head, cos, sin);
     }
 }
 

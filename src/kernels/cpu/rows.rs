@@ -43,9 +43,10 @@ impl Task for EmbedTask<'_> {
                 let position = &positions[start..start + width];
                 row.iter_mut().zip(position).for_each(|(value, p)| *value += p);
             }
-            if let Some(constant) = &self.op.constant {
-                assert_eq!(constant.len(), width);
-                row.iter_mut().zip(constant.iter()).for_each(|(value, c)| *value += c);
+            if let Some(types) = &self.op.types {
+                let start = self.batch.types.get(r).map_or(0, |&kind| kind as usize) * width;
+                let kind = &types[start..start + width];
+                row.iter_mut().zip(kind).for_each(|(value, t)| *value += t);
             }
         }
     }

@@ -93,6 +93,7 @@ impl Case {
             rows_max: batch.tokens.len(),
             gathered_max: batch.gather.len(),
             output: None,
+            hidden: None,
             kv: None,
         };
         let workspace = Region::new(layout.bytes).unwrap();

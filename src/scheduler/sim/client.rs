@@ -2,7 +2,7 @@
 
 use super::device::{Alone, logprobs, vector};
 use crate::error::ErrorKind;
-use crate::request::{Event, Finish, Micros, Request, Task, TokenId, Usage};
+use crate::request::{Event, Finish, Micros, Request, Task, Text, TokenId, Usage, Yield};
 
 /// A request and its answer so far.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Client {
     pub(super) fn new(request: Request, layers: u32) -> Self {
         let inputs = match &request.task {
             Task::Generate(_) => 0,
-            Task::Embed(embed) => embed.inputs.len(),
+            Task::Encode(encode) => encode.inputs.len(),
         };
         let vectors = vec![false; inputs];
         let (started, tokens) = (None, Vec::new());
@@ -55,8 +55,9 @@ impl Client {
                 self.tokens.push(token);
             }
             Event::Vector { index, values } => {
-                let Task::Embed(embed) = &self.request.task else { panic!("not an embedding") };
-                assert_eq!(values, vector(&embed.inputs[index as usize]));
+                let Task::Encode(task) = &self.request.task else { panic!("not an encoding") };
+                let Text { tokens, second } = &task.inputs[index as usize];
+                assert_eq!(values, vector(tokens, *second, task.yields == Yield::Tokens));
                 assert!(!std::mem::replace(&mut self.vectors[index as usize], true));
             }
             Event::Done { finish, usage } => {

@@ -91,9 +91,14 @@ impl Device {
         take_in(&mut self.taken, step);
         for span in &step.spans {
             match span.output {
-                Output::Pool => {
+                Output::Answer | Output::Hidden => {
                     let tokens = &step.tokens[span.rows.start as usize..span.rows.end as usize];
-                    outcome.vectors.push(vector(tokens));
+                    let second = match span.input {
+                        Input::Pair { second } => Some(second),
+                        _ => None,
+                    };
+                    let each = span.output == Output::Hidden;
+                    outcome.vectors.push(vector(tokens, second, each));
                 }
                 _ => self.run_span(step, span, outcome),
             }
@@ -109,7 +114,7 @@ impl Device {
         for (offset, row) in span.rows.clone().enumerate() {
             let position = span.start as usize + offset;
             let token = match span.input {
-                Input::Known => step.tokens[row as usize],
+                Input::Known | Input::Pair { .. } => step.tokens[row as usize],
                 Input::Seat(Seat(seat)) => self.seats[seat as usize],
             };
             last = u64::from(token);
@@ -202,9 +207,11 @@ impl Alone {
 }
 
 /// What an encoder makes of its input.
-pub(super) fn vector(tokens: &[TokenId]) -> Vec<f32> {
+pub(super) fn vector(tokens: &[TokenId], second: Option<u32>, each: bool) -> Vec<f32> {
     let fold = tokens.iter().fold(0, |seen, &token| mix(seen ^ u64::from(token)));
-    vec![(fold >> 40) as f32, tokens.len() as f32]
+    let second = second.map_or(-1.0, |second| second as f32);
+    let answer = [(fold >> 40) as f32, tokens.len() as f32, second];
+    answer.repeat(if each { tokens.len() } else { 1 })
 }
 
 fn attend(seen: u64, value: u64) -> u64 {

@@ -1,18 +1,16 @@
 //! One simulated world: lanes, arrivals, a clock, and the loop that an engine would run.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-
 use super::client::{Client, End};
 use super::device::{Device, VOCABULARY};
 use super::rng::Rng;
 use crate::error::{Error, ErrorKind};
 use crate::request::{
-    Adjustment, Detail, Embed, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
-    Task, TenantId, TokenId,
+    Adjustment, Detail, Encode, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
+    Task, TenantId, Text, TokenId, Yield,
 };
 use crate::scheduler::step::{BLOCK_TOKENS, Outcome, SlotId, Step, StepKind};
 use crate::scheduler::{LaneConfig, LaneKind, Load, Said, Scheduler, SchedulerConfig};
+use std::collections::VecDeque;
 
 /// More steps than any world needs: beyond it, the world goes in circles.
 const STEPS_MAX: u64 = 60_000;
@@ -371,10 +369,15 @@ impl World {
     fn random_embedding(&mut self, lane: usize) -> Task {
         let longest = u64::from(self.lanes[lane].rows_max);
         let rng = &mut self.rng;
-        let inputs = (0..rng.within(1, 6))
-            .map(|_| (0..rng.within(1, longest)).map(|_| token(rng)).collect::<Arc<[TokenId]>>())
-            .collect();
-        Task::Embed(Embed { inputs })
+        let count = rng.within(1, 6);
+        let yields = if rng.once_in(4) { Yield::Tokens } else { Yield::Answer };
+        let mut text = || {
+            let length = rng.within(1, longest);
+            let second = rng.once_in(3).then(|| rng.within(0, length - 1) as u32);
+            Text { tokens: (0..length).map(|_| token(rng)).collect(), second }
+        };
+        let inputs = (0..count).map(|_| text()).collect();
+        Task::Encode(Encode { inputs, yields })
     }
 }
 

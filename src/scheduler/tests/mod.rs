@@ -8,8 +8,8 @@ use super::step::{Outcome, Output, SlotId, Step};
 use super::{LaneConfig, LaneKind, LaneLoad, Load, Said, Scheduler, SchedulerConfig};
 use crate::error::{Error, ErrorKind};
 use crate::request::{
-    Detail, Embed, Event, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling, Task,
-    TenantId, TokenId, Usage,
+    Detail, Encode, Event, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling, Task,
+    TenantId, Text, TokenId, Usage, Yield,
 };
 
 /// A scheduler whose steps give what the test says.
@@ -72,8 +72,9 @@ impl Rig {
     }
 
     fn embed(&mut self, id: u64, lane: u16, lengths: &[u32]) {
-        let inputs = lengths.iter().map(|&length| prompt(1, length).into()).collect();
-        let request = self.request(id, lane, Task::Embed(Embed { inputs }));
+        let inputs = lengths.iter().map(|&length| Text::single(prompt(1, length))).collect();
+        let request =
+            self.request(id, lane, Task::Encode(Encode { inputs, yields: Yield::Answer }));
         self.scheduler.admit(request);
     }
 
@@ -98,7 +99,7 @@ impl Rig {
         for span in &step.spans {
             match span.output {
                 Output::Sample { .. } => outcome.tokens.push(token),
-                Output::Pool => outcome.vectors.push(vec![span.len() as f32]),
+                Output::Answer | Output::Hidden => outcome.vectors.push(vec![span.len() as f32]),
                 Output::None => {}
             }
         }

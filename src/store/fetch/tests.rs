@@ -64,6 +64,7 @@ impl Bench {
             owned_by: None,
             files,
             limits: ManifestLimits::default(),
+            matryoshka: false,
             weight: 1.0,
             preload: true,
         };

@@ -1,4 +1,4 @@
-//! Bidirectional attention within spans, over the rows of the step itself. Knows no model.
+//! Attention within spans, over the rows of the step itself. Knows no model.
 
 #![allow(unsafe_code)]
 
@@ -30,7 +30,8 @@ impl<'a> PackedTask<'a> {
         let rows = around.batch.tokens.len();
         let qkv = Floats::new(around.workspace, &op.qkv, rows);
         let output = Sink::new(around.workspace, &op.output, rows);
-        assert_eq!(qkv.width(), 3 * op.heads * op.head_dim);
+        assert_eq!(qkv.width(), (op.heads + 2 * op.kv_heads) * op.head_dim);
+        assert!(op.heads.is_multiple_of(op.kv_heads), "{} heads on {}", op.heads, op.kv_heads);
         assert_eq!(output.width(), op.heads * op.head_dim);
         let shape = Shape::new(op.head_dim, op.scale, &output);
         let tile = Tile { rows: PACKED_ROWS, heads: 1 };
@@ -45,16 +46,18 @@ impl Task for PackedTask<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(&self, s: S, units: Range<usize>) {
-        let (heads, head_dim) = (self.op.heads, self.shape.head_dim);
+        let &PackedAttention { heads, kv_heads, causal, .. } = self.op;
+        let head_dim = self.shape.head_dim;
         let mut turned = [[0.0; BLOCK_TOKENS]; HEAD_DIM_MAX];
         for unit in units {
             for patch in self.tile.patches(unit, heads, self.batch) {
-                let keys = (heads + patch.heads.start) * head_dim;
+                let keys = (heads + patch.heads.start / (heads / kv_heads)) * head_dim;
+                let first = patch.span.rows.start as usize;
                 let mut blocks = PackedBlocks {
                     qkv: self.qkv,
-                    rows: patch.span.rows.start as usize..patch.span.rows.end as usize,
+                    rows: first..patch.span.rows.end as usize,
                     keys,
-                    values: keys + heads * head_dim,
+                    values: keys + kv_heads * head_dim,
                     turned: &mut turned[..head_dim],
                 };
                 for from in (0..patch.len()).step_by(PACKED_ROWS) {
@@ -63,7 +66,7 @@ impl Task for PackedTask<'_> {
                         row,
                         head,
                         values: self.qkv.row(row).columns(head * head_dim, head_dim),
-                        visible: patch.span.rows.len(),
+                        visible: if causal { row + 1 - first } else { patch.span.rows.len() },
                     });
                     let queries = &queries[..count];
                     attend::<S, _, PACKED_ROWS>(s, &mut blocks, queries, self.shape, &self.output);

@@ -1,7 +1,7 @@
 //! Rotary positions, KV blocks in scattered pages, and both kinds of attention.
 
 use super::*;
-use crate::kernels::ops::{Activation, KvShape, PackedAttention, PagedAttention, RopeStore};
+use crate::kernels::ops::{Activation, KvShape, PackedAttention, PagedAttention, Rope, RopeStore};
 use crate::scheduler::step::BLOCK_TOKENS;
 use half::f16;
 
@@ -231,11 +231,40 @@ fn quantised_attention_is_close_to_the_full_one() {
     assert_close(&outputs[0], &expected(model, &sequences[0], true, true), 2e-2);
 }
 
+/// What an encoder with rotary positions sees is what a generator sees, but for the rounding of
+/// keys and values.
+#[test]
+fn packed_causal_attention_with_rope_is_paged_attention_without_a_cache() {
+    let mut random = Random::new(25);
+    let model = Model::new(6, 2, 32);
+    let sequence = sequence(&mut random, model, 90);
+    let batch = spans(&[90]);
+    let (heads, kv_heads, head_dim) = (model.heads, model.kv.heads, model.kv.head_dim);
+    let mut layout = Layout::default();
+    let (qkv, out) = (layout.buf(90, model.width()), layout.buf(90, heads * head_dim));
+    let (scale, output, causal) = (model.scale(), Activation::Full(out), true);
+    let rope = Rope { qkv, heads, kv_heads, head_dim, table: model.table().into() };
+    let attention = PackedAttention { qkv, heads, kv_heads, causal, head_dim, scale, output };
+    let ops = vec![Op::Rope(rope), Op::PackedAttention(attention)];
+    let mut case = Case::new(ops, &layout, batch);
+    case.fill(qkv, &sequence);
+    case.run_everywhere();
+    assert_close(&case.floats(out, 90), &expected(model, &sequence, true, true), 2e-3);
+}
+
 #[test]
 fn packed_attention_stays_within_spans() {
     let mut random = Random::new(24);
-    for (heads, head_dim) in [(12, 32), (2, 64), (3, 16), (1, 48)] {
-        let model = Model::new(heads, heads, head_dim);
+    let models = [
+        (Model::new(12, 12, 32), false),
+        (Model::new(2, 2, 64), false),
+        (Model::new(3, 3, 16), true),
+        (Model::new(1, 1, 48), false),
+        (Model::new(6, 2, 32), true),
+        (Model::new(4, 1, 64), false),
+    ];
+    for (model, causal) in models {
+        let Model { heads, kv: KvShape { heads: kv_heads, head_dim, .. } } = model;
         let lengths = [1, 20, 33, 100, 64];
         let sequences: Vec<_> =
             lengths.iter().map(|rows| sequence(&mut random, model, *rows)).collect();
@@ -253,7 +282,8 @@ fn packed_attention_stays_within_spans() {
                 let qkv = layout.buf(rows, model.width());
                 let output = layout.buf(rows, heads * head_dim);
                 let (scale, to) = (model.scale(), Activation::Full(output));
-                let op = PackedAttention { qkv, heads, head_dim, scale, output: to };
+                let op =
+                    PackedAttention { qkv, heads, kv_heads, causal, head_dim, scale, output: to };
                 let mut case = Case::new(vec![Op::PackedAttention(op)], &layout, batch);
                 let values: Vec<f32> = part.iter().flat_map(|i| sequences[*i].clone()).collect();
                 case.fill(qkv, &values);
@@ -261,8 +291,10 @@ fn packed_attention_stays_within_spans() {
                 rows_out.extend(case.floats(output, rows));
             }
             if !alone {
-                let expected: Vec<f64> =
-                    sequences.iter().flat_map(|rows| expected(model, rows, false, false)).collect();
+                let expected: Vec<f64> = sequences
+                    .iter()
+                    .flat_map(|rows| expected(model, rows, false, causal))
+                    .collect();
                 assert_close(&rows_out, &expected, 3e-6);
                 together = rows_out;
             } else {

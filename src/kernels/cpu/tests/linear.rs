@@ -120,7 +120,9 @@ fn float_products_with_bias_and_epilogues() {
         let weights: Vec<Vec<f64>> =
             values.chunks_exact(k).map(|w| w.iter().map(|x| f64::from(*x)).collect()).collect();
         let sums = product(&x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), &weights);
-        for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::Gelu] {
+        for epilogue in
+            [Epilogue::Store, Epilogue::Add, Epilogue::Gelu, Epilogue::Tanh, Epilogue::Relu]
+        {
             let mut layout = Layout::default();
             let (input, output) = (layout.buf(rows, k), layout.buf(rows, n));
             let op = Linear {
@@ -139,6 +141,8 @@ fn float_products_with_bias_and_epilogues() {
                     (Epilogue::Store, y) => y,
                     (Epilogue::Add, y) => f64::from(before[i]) + y,
                     (Epilogue::Gelu, y) => maths::gelu(y),
+                    (Epilogue::Tanh, y) => y.tanh(),
+                    (Epilogue::Relu, y) => y.max(0.0),
                 })
                 .collect();
             assert_close(&case.floats(output, rows), &expected, 1e-5);

@@ -36,6 +36,7 @@ enum Function {
     Exp,
     Silu,
     Gelu,
+    Tanh,
     Sum,
     Turn,
 }
@@ -60,6 +61,7 @@ impl Task for Apply<'_> {
                 Function::Exp => output.extend(s.store(math::exp(s, x))),
                 Function::Silu => output.extend(s.store(math::silu(s, x))),
                 Function::Gelu => output.extend(s.store(math::gelu(s, x))),
+                Function::Tanh => output.extend(s.store(math::tanh(s, x))),
                 Function::Sum => output.extend([s.sum(x), s.peak(x), s.sum(s.abs(x))]),
                 Function::Turn => {
                     let rows = std::array::from_fn(|i| s.fma(x, s.splat(i as f32), x));
@@ -127,6 +129,19 @@ fn silu_and_gelu_are_accurate_in_their_tails() {
             assert!(error <= size, "gelu({x}) = {y}, not {expected}");
         }
     }
+}
+
+#[test]
+fn tanh_is_exact_to_the_last_bits_of_one() {
+    for range in [-1.0..1.0, -10.0..10.0, -100.0..100.0] {
+        let x = ramp(range);
+        for (x, y) in x.iter().zip(apply(Function::Tanh, &x)) {
+            let error = (f64::from(y) - f64::from(*x).tanh()).abs();
+            assert!(error <= 2e-7, "tanh({x}) = {y}");
+        }
+    }
+    let odd = apply(Function::Tanh, &[-3.0; 16]);
+    assert!(odd.iter().zip(apply(Function::Tanh, &[3.0; 16])).all(|(a, b)| *a == -b));
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn decoder() -> Case {
     let kv = KvShape { layers: 1, heads: 1, head_dim: 32 };
     let angles: Arc<[f32]> = vec![0.5; 32 * 40].into();
     let ops = vec![
-        Op::Embed(Embed { table: Arc::clone(&table), positions: None, constant: None, output: x }),
+        Op::Embed(Embed { table: Arc::clone(&table), positions: None, types: None, output: x }),
         norm(Rows::All, x),
         linear(Rows::All, normed, matrix(128, WIDTH), Epilogue::Store, qkv),
         Op::RopeStore(RopeStore { qkv, heads: 2, kv, layer: 0, table: angles }),

@@ -13,31 +13,36 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 #[test]
-fn embeddings_add_positions_and_a_constant() {
+fn embeddings_add_positions_and_types() {
     let mut random = Random::new(11);
     let (vocabulary, width, rows) = (50, 36, 9);
     let table = random.floats(vocabulary * width);
     let positions = random.floats(20 * width);
-    let constant = random.floats(width);
+    let types = random.floats(3 * width);
     let mut layout = Layout::default();
     let output = layout.buf(rows, width);
     let op = Embed {
         table: Arc::new(Packed::from_f32(vocabulary, width, &table).unwrap()),
         positions: Some(positions.clone().into()),
-        constant: Some(constant.clone().into()),
+        types: Some(types.clone().into()),
         output,
     };
     let mut batch = spans(&[5, 4]);
     batch.tokens = (0..rows).map(|_| random.below(vocabulary) as u32).collect();
     let mut case = Case::new(vec![Op::Embed(op)], &layout, batch);
-    case.run_everywhere();
-    let got = case.floats(output, rows);
-    for r in 0..rows {
-        let token = case.batch.tokens[r] as usize * width;
-        let position = case.batch.positions[r] as usize * width;
-        for c in 0..width {
-            let expected = table[token + c] + positions[position + c] + constant[c];
-            assert_eq!(got[r * width + c], expected);
+    // Without a list every row is of type 0.
+    for of_rows in [vec![], vec![0, 0, 1, 1, 1, 0, 2, 2, 2]] {
+        case.batch.types = of_rows;
+        case.run_everywhere();
+        let got = case.floats(output, rows);
+        for r in 0..rows {
+            let token = case.batch.tokens[r] as usize * width;
+            let position = case.batch.positions[r] as usize * width;
+            let kind = case.batch.types.get(r).map_or(0, |&kind| kind as usize) * width;
+            for c in 0..width {
+                let expected = table[token + c] + positions[position + c] + types[kind + c];
+                assert_eq!(got[r * width + c], expected);
+            }
         }
     }
 }

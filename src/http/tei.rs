@@ -1,0 +1,215 @@
+//! The routes of Hugging Face's Text Embeddings Inference. That server has one model a process and
+//! no field for a name: here a model is named in the path (`/models/NAME/embed`) or as `model` in
+//! the body, and needs no name where only one is for the task.
+
+mod embed;
+mod info;
+mod refusal;
+mod score;
+mod texts;
+mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{Path, Request, State};
+use axum::http::HeaderValue;
+use axum::response::Response;
+use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, Router};
+
+use super::Id;
+use super::generate::json_response;
+use super::rerank::RerankBody;
+use crate::admission::Front;
+use crate::admission::ticket::Ticket;
+use crate::catalog::Model;
+use crate::error::Error;
+use crate::model::ModelTask;
+use crate::request::Usage;
+use refusal::Refusal;
+
+/// The HTTP response for an error that came before any model was known.
+pub(super) fn response(error: &Error, id: &str) -> Response {
+    Refusal::from(error.clone()).response(id)
+}
+
+/// A ranking in this API's form.
+pub(super) async fn ranked(call: &mut Call, body: RerankBody) -> Result<Done, Refusal> {
+    score::ranked(call, body).await
+}
+
+pub(super) fn router() -> Router<Arc<Front>> {
+    let mut router = Router::new()
+        .route("/", at(Verb::Own))
+        .route("/info", get(info::bare))
+        .route("/models/{*path}", get(info::named).post(named));
+    // `/rerank` is `rerank.rs`'s: other APIs have it too.
+    for (path, verb) in VERBS.iter().filter(|(_, verb)| *verb != Verb::Rerank) {
+        router = router.route(path, at(*verb));
+    }
+    router
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Embed,
+    EmbedAll,
+    Similarity,
+    Predict,
+    Rerank,
+    Tokenize,
+    Decode,
+    /// What the model is for.
+    Own,
+}
+
+const VERBS: [(&str, Verb); 7] = [
+    ("/embed", Verb::Embed),
+    ("/embed_all", Verb::EmbedAll),
+    ("/similarity", Verb::Similarity),
+    ("/predict", Verb::Predict),
+    ("/rerank", Verb::Rerank),
+    ("/tokenize", Verb::Tokenize),
+    ("/decode", Verb::Decode),
+];
+
+/// Every kind of encoder.
+const ENCODERS: [ModelTask; 3] = [ModelTask::Embed, ModelTask::Rerank, ModelTask::Classify];
+
+/// A request on its way.
+pub(super) struct Call {
+    pub(super) front: Arc<Front>,
+    pub(super) ticket: Ticket,
+    /// The model's name, if the path has it.
+    pub(super) name: Option<String>,
+    pub(super) started: Instant,
+}
+
+/// An answer, and what its headers tell.
+pub(super) struct Done {
+    pub(super) json: Vec<u8>,
+    pub(super) usage: Usage,
+    pub(super) characters: usize,
+    pub(super) tokenised: Duration,
+}
+
+fn at(verb: Verb) -> MethodRouter<Arc<Front>> {
+    post(move |State(front): State<Arc<Front>>, Extension(id): Extension<Id>, request: Request| {
+        run(front, id, verb, None, request)
+    })
+}
+
+/// `POST /models/{name}/{verb}`, or without a verb; names may hold slashes.
+async fn named(
+    State(front): State<Arc<Front>>,
+    Extension(id): Extension<Id>,
+    Path(path): Path<String>,
+    request: Request,
+) -> Response {
+    let known = VERBS.iter().find_map(|(end, verb)| Some((path.strip_suffix(end)?, *verb)));
+    let (name, verb) = known.unwrap_or((&path, Verb::Own));
+    let name = name.to_owned();
+    run(front, id, verb, Some(name), request).await
+}
+
+async fn run(
+    front: Arc<Front>,
+    id: Id,
+    verb: Verb,
+    name: Option<String>,
+    request: Request,
+) -> Response {
+    let verb = match own(&front, verb, name.as_deref()) {
+        Ok(verb) => verb,
+        Err(error) => return response(&error, &id.0),
+    };
+    let ticket = Ticket::new(Arc::clone(&front), verb.task(), id.0);
+    let mut call = Call { front, ticket, name, started: Instant::now() };
+    let done = match verb {
+        Verb::Embed | Verb::Own => embed::embed(&mut call, request).await,
+        Verb::EmbedAll => embed::embed_all(&mut call, request).await,
+        Verb::Similarity => embed::similarity(&mut call, request).await,
+        Verb::Predict => score::predict(&mut call, request).await,
+        Verb::Rerank => score::rerank(&mut call, request).await,
+        Verb::Tokenize => texts::tokenize(&mut call, request).await,
+        Verb::Decode => texts::decode(&mut call, request).await,
+    };
+    call.respond(done)
+}
+
+/// The verb of a path without one: what its model is for.
+fn own(front: &Front, verb: Verb, name: Option<&str>) -> Result<Verb, Error> {
+    if verb != Verb::Own {
+        return Ok(verb);
+    }
+    let model = match name {
+        Some(name) => front.catalog.find(name)?,
+        None => front.catalog.only(&ENCODERS)?,
+    };
+    match model.task {
+        ModelTask::Embed => Ok(Verb::Embed),
+        ModelTask::Classify => Ok(Verb::Predict),
+        ModelTask::Rerank => Ok(Verb::Rerank),
+        ModelTask::Generate => {
+            let message = format!("the model '{}' is for chat and completions", model.name);
+            Err(Error::invalid("model", message))
+        }
+    }
+}
+
+impl Verb {
+    /// What its requests are counted as.
+    fn task(self) -> ModelTask {
+        match self {
+            Verb::Predict => ModelTask::Classify,
+            Verb::Rerank => ModelTask::Rerank,
+            _ => ModelTask::Embed,
+        }
+    }
+}
+
+impl Call {
+    /// The model by the path's name, the body's, or as the only one for `tasks`.
+    pub(super) fn model<'a>(
+        &self,
+        front: &'a Front,
+        in_body: Option<&String>,
+        tasks: &[ModelTask],
+    ) -> Result<&'a Model, Refusal> {
+        let Some(name) = self.name.as_ref().or(in_body) else {
+            return Ok(front.catalog.only(tasks)?);
+        };
+        let model = front.catalog.find(name)?;
+        if !tasks.contains(&model.task) {
+            return Err(Refusal::wrong_model(model, tasks));
+        }
+        Ok(model)
+    }
+
+    /// The HTTP response; the ticket's end.
+    pub(super) fn respond(mut self, done: Result<Done, Refusal>) -> Response {
+        let Done { json, usage, characters, tokenised } = match done {
+            Ok(done) => done,
+            Err(refusal) => {
+                self.ticket.fail(&refusal.error);
+                return refusal.response(self.ticket.request_id());
+            }
+        };
+        self.ticket.finish(usage);
+        let mut response = json_response(json);
+        let total = self.started.elapsed().as_millis() as u64;
+        let headers = response.headers_mut();
+        for (name, value) in [
+            ("x-compute-time", total),
+            ("x-compute-characters", characters as u64),
+            ("x-compute-tokens", u64::from(usage.prompt_tokens)),
+            ("x-total-time", total),
+            ("x-tokenization-time", tokenised.as_millis() as u64),
+        ] {
+            headers.insert(name, HeaderValue::from(value));
+        }
+        response
+    }
+}

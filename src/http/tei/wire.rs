@@ -1,0 +1,213 @@
+//! The bodies of this API. Unknown fields are ignored.
+
+use serde::{Deserialize, Serialize};
+
+use super::refusal::Refusal;
+use crate::error::Error;
+use crate::http::input::Input;
+use crate::request::TokenId;
+use crate::text::{Cut, Passage, Piece, Side};
+
+/// `/embed` and `/embed_all`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct EmbedBody {
+    pub(super) model: Option<String>,
+    pub(super) inputs: Option<Input>,
+    #[serde(flatten)]
+    pub(super) cut: CutFields,
+    pub(super) normalize: Option<bool>,
+    pub(super) dimensions: Option<u64>,
+}
+
+/// How inputs are prepared.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct CutFields {
+    truncate: Option<bool>,
+    truncation_direction: Option<String>,
+    prompt_name: Option<String>,
+}
+
+/// `/similarity`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct SimilarityBody {
+    pub(super) model: Option<String>,
+    pub(super) inputs: Option<Comparison>,
+    pub(super) parameters: Option<CutFields>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Comparison {
+    pub(super) source_sentence: String,
+    pub(super) sentences: Vec<String>,
+}
+
+/// `/predict`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct PredictBody {
+    pub(super) model: Option<String>,
+    pub(super) inputs: Option<Predicted>,
+    pub(super) raw_scores: bool,
+    #[serde(flatten)]
+    pub(super) cut: CutFields,
+}
+
+/// One text or pair, or a list of these; a flat list of two texts is a pair.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Predicted {
+    Text(String),
+    Pair(Vec<String>),
+    Many(Vec<Vec<String>>),
+}
+
+/// `/tokenize`.
+#[derive(Debug, Deserialize)]
+pub(super) struct TokenizeBody {
+    #[serde(default)]
+    pub(super) model: Option<String>,
+    pub(super) inputs: OneOrMany,
+    #[serde(default = "yes")]
+    pub(super) add_special_tokens: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// `/decode`.
+#[derive(Debug, Deserialize)]
+pub(super) struct DecodeBody {
+    #[serde(default)]
+    pub(super) model: Option<String>,
+    pub(super) ids: Ids,
+    #[serde(default = "yes")]
+    pub(super) skip_special_tokens: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Ids {
+    One(Vec<TokenId>),
+    Many(Vec<Vec<TokenId>>),
+}
+
+#[derive(Serialize)]
+pub(super) struct Prediction<'a> {
+    pub(super) score: f32,
+    pub(super) label: &'a str,
+}
+
+#[derive(Serialize)]
+pub(super) struct Token<'a> {
+    pub(super) id: TokenId,
+    pub(super) text: &'a str,
+    pub(super) special: bool,
+    pub(super) start: Option<usize>,
+    pub(super) stop: Option<usize>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl<'a> From<&'a Piece> for Token<'a> {
+    fn from(piece: &'a Piece) -> Self {
+        Self {
+            id: piece.id,
+            text: &piece.text,
+            special: piece.special,
+            start: piece.characters.map(|(start, _)| start),
+            stop: piece.characters.map(|(_, end)| end),
+        }
+    }
+}
+
+impl CutFields {
+    /// These two.
+    pub(super) fn new(truncate: Option<bool>, direction: Option<String>) -> Self {
+        Self { truncate, truncation_direction: direction, prompt_name: None }
+    }
+
+    /// How inputs are shortened to `length`, if they may be.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for an unknown side, or a prompt: models have none here.
+    pub(super) fn read(&self, length: u32) -> Result<Option<Cut>, Error> {
+        if let Some(name) = &self.prompt_name {
+            let shown: String = name.chars().take(80).collect();
+            let message = format!("the model has no prompt named '{shown}'; send it as text");
+            return Err(Error::invalid("prompt_name", message));
+        }
+        let side = match self.truncation_direction.as_deref() {
+            None | Some("Right" | "right") => Side::Right,
+            Some("Left" | "left") => Side::Left,
+            Some(_) => {
+                let message = "truncation_direction has to be 'Left' or 'Right'";
+                return Err(Error::invalid("truncation_direction", message));
+            }
+        };
+        let cut = Cut { length: length as usize, second: usize::MAX, side };
+        Ok(self.truncate.unwrap_or(false).then_some(cut))
+    }
+}
+
+impl Predicted {
+    /// Number of texts and pairs.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Predicted::Text(_) | Predicted::Pair(_) => 1,
+            Predicted::Many(many) => many.len(),
+        }
+    }
+
+    /// Texts and pairs, and whether they came as a list.
+    pub(super) fn passages(self) -> Result<(Vec<Passage>, bool), Refusal> {
+        let (rows, many) = match self {
+            Predicted::Text(text) => (vec![vec![text]], false),
+            Predicted::Pair(pair) => (vec![pair], false),
+            Predicted::Many(many) => (many, true),
+        };
+        if rows.is_empty() || rows.iter().flatten().any(String::is_empty) {
+            return Err(Refusal::empty("inputs"));
+        }
+        let passages = rows.into_iter().map(|row| {
+            let count = row.len();
+            let mut texts = row.into_iter();
+            match (texts.next(), texts.next()) {
+                (Some(text), second) if count <= 2 => Ok(Passage { text, second }),
+                _ => {
+                    let message = format!(
+                        "an input has {count} texts; 1, or 2 as a pair; lists are [[…], …]"
+                    );
+                    Err(Error::invalid("inputs", message).into())
+                }
+            }
+        });
+        Ok((passages.collect::<Result<_, Refusal>>()?, many))
+    }
+}
+
+impl OneOrMany {
+    pub(super) fn list(self) -> Vec<String> {
+        match self {
+            OneOrMany::One(text) => vec![text],
+            OneOrMany::Many(texts) => texts,
+        }
+    }
+}
+
+impl Ids {
+    pub(super) fn list(self) -> Vec<Vec<TokenId>> {
+        match self {
+            Ids::One(ids) => vec![ids],
+            Ids::Many(lists) => lists,
+        }
+    }
+}
