@@ -23,7 +23,7 @@ use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Phase;
-use crate::request::{Event, LaneId, Micros, Request, RequestId, Sink, Submission, Task, TenantId};
+use crate::request::{Event, LaneId, Micros, Request, RequestId, Sink, Submission, TenantId};
 use crate::scheduler::step::{Outcome, SlotId, Step};
 use crate::scheduler::{Load, Said, Scheduler};
 use crate::telemetry::{StepReport, Telemetry};
@@ -304,7 +304,7 @@ impl Engine {
 
     fn admit(&mut self, submission: Submission) {
         let Submission { request, sink } = submission;
-        self.links.telemetry.received(request.lane, prompt_tokens(&request.task));
+        self.links.telemetry.received(request.lane, request.task.prompt_tokens() as u64);
         self.live.insert(request.id, Live::new(&request, sink));
         self.scheduler.admit(request);
     }
@@ -381,7 +381,7 @@ impl Engine {
         self.links.inbox.close();
         let runtime = tokio::runtime::Handle::current();
         while let Some(Submission { request, sink }) = runtime.block_on(self.links.inbox.recv()) {
-            self.links.telemetry.received(request.lane, prompt_tokens(&request.task));
+            self.links.telemetry.received(request.lane, request.task.prompt_tokens() as u64);
             self.live.insert(request.id, Live::new(&request, sink));
         }
         let mut batch = Delivery::with_capacity(self.live.len());
@@ -407,14 +407,6 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, StepError>) -> Result<T, StepErro
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
-}
-
-/// Prompt tokens of a task.
-fn prompt_tokens(task: &Task) -> u64 {
-    match task {
-        Task::Generate(generate) => generate.prompt.len() as u64,
-        Task::Encode(encode) => encode.tokens(),
-    }
 }
 
 /// Carries deliveries to their requests: one wake-up a step instead of one a row.
