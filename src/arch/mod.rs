@@ -2,11 +2,18 @@
 //! A line in the registry adds one. Knows tensors and ops, not how either is stored or run.
 
 mod bert;
+mod decoder;
+mod facts;
 mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
 mod rope;
+mod smollm3;
 
 use serde_json::Value as Json;
 
+use crate::arch::decoder::Shape;
 use crate::kernels::builder::Capacity;
 use crate::kernels::ops::{KvShape, Program};
 use crate::model::ModelTask;
@@ -50,17 +57,29 @@ struct Architecture {
     build: fn(&Description<'_>, &Weights, Capacity) -> Result<Program, LoadError>,
 }
 
-/// Every architecture; a line adds one.
-const REGISTRY: &[Architecture] = &[
-    Architecture { name: "llama", outline: llama::outline, build: llama::build },
-    Architecture { name: "bert", outline: bert::outline, build: bert::build },
+/// Decoders of one family, which differ in what makes up their shape; a line adds one.
+const DECODERS: &[(&str, ReadShape)] = &[
+    ("llama", llama::shape),
+    ("mistral", mistral::shape),
+    ("qwen2", qwen2::shape),
+    ("qwen3", qwen3::shape),
+    ("smollm3", smollm3::shape),
 ];
+
+type ReadShape = fn(&Description<'_>) -> Result<Shape, LoadError>;
+
+/// Every other architecture; a line adds one.
+const REGISTRY: &[Architecture] =
+    &[Architecture { name: "bert", outline: bert::outline, build: bert::build }];
 
 /// What the model says about itself.
 ///
 /// # Errors
 /// An unknown architecture, or a description that lacks what it needs.
 pub fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
+    if let Some(shape) = decoder(description)? {
+        return Ok(shape(description)?.outline());
+    }
     (architecture(description)?.outline)(description)
 }
 
@@ -73,21 +92,35 @@ pub fn build(
     weights: &Weights,
     capacity: Capacity,
 ) -> Result<Program, LoadError> {
+    if let Some(shape) = decoder(description)? {
+        return shape(description)?.build(weights, capacity);
+    }
     (architecture(description)?.build)(description, weights, capacity)
 }
 
+fn decoder(description: &Description<'_>) -> Result<Option<ReadShape>, LoadError> {
+    let name = name(description)?;
+    Ok(DECODERS.iter().find(|(known, _)| *known == name).map(|(_, shape)| *shape))
+}
+
 fn architecture(description: &Description<'_>) -> Result<&'static Architecture, LoadError> {
-    let name = match description {
-        Description::Gguf(header) => header.str("general.architecture").map_err(shape)?,
-        Description::Json { config, .. } => {
-            config.get("model_type").and_then(Json::as_str).unwrap_or("(none)")
-        }
-    };
+    let name = name(description)?;
     REGISTRY.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
-        let known: Vec<&str> = REGISTRY.iter().map(|architecture| architecture.name).collect();
+        let others = REGISTRY.iter().map(|architecture| architecture.name);
+        let known: Vec<&str> = DECODERS.iter().map(|(name, _)| *name).chain(others).collect();
         let known = known.join(", ");
         LoadError::Shape(format!("architecture '{name}' is not known; known are {known}"))
     })
+}
+
+/// What the description calls its architecture.
+fn name<'a>(description: &Description<'a>) -> Result<&'a str, LoadError> {
+    match description {
+        Description::Gguf(header) => header.str("general.architecture").map_err(shape),
+        Description::Json { config, .. } => {
+            Ok(config.get("model_type").and_then(Json::as_str).unwrap_or("(none)"))
+        }
+    }
 }
 
 /// A header's complaint as a load error.

@@ -74,6 +74,7 @@ pub enum Op {
     Embed(Embed),
     Norm(Norm),
     Linear(Linear),
+    HeadNorm(HeadNorm),
     RopeStore(RopeStore),
     PagedAttention(PagedAttention),
     PackedAttention(PackedAttention),
@@ -187,6 +188,19 @@ pub enum Epilogue {
     Add,
     /// `output = gelu(y)`, the exact form with erf.
     Gelu,
+}
+
+/// Root-mean-square normalisation, as in [`Norm`], of each q head and of each k head in place.
+#[derive(Debug, Clone)]
+pub struct HeadNorm {
+    /// q, k and v side by side.
+    pub qkv: Buf,
+    /// Query heads, and heads that keys and values have.
+    pub heads: [usize; 2],
+    /// Scale of q, and of k: a head's values each. Their length is the head size, a multiple of 16.
+    pub weights: [Vector; 2],
+    /// Added to the variance.
+    pub eps: f32,
 }
 
 /// Rotates q and k of each row in place (pairs `(i, i + head_dim/2)`) and writes k and v into the

@@ -215,6 +215,13 @@ impl Packed {
     }
 }
 
+impl PackedFormat {
+    /// Bytes of an `n × k` matrix; `k` is a whole number of groups.
+    pub fn bytes(self, n: usize, k: usize) -> usize {
+        n.div_ceil(PANEL) * panel_bytes(self, k)
+    }
+}
+
 impl Encoding {
     /// What it is packed as.
     pub fn packed(self) -> PackedFormat {

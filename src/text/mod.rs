@@ -4,8 +4,11 @@
 mod bpe;
 mod control;
 mod decode;
+mod gguf;
+pub mod huggingface;
 mod jinja;
 mod literal;
+mod spm;
 mod stop;
 mod template;
 mod tokenizer;
@@ -31,6 +34,8 @@ pub struct ModelText {
 /// Built by [`Tokenizer::from_gguf`] or [`Tokenizer::from_hf_json`].
 pub struct Tokenizer {
     model: tokenizer::Model,
+    /// Another for text that goes on after a control token, where that is encoded differently.
+    continued: Option<Box<tokenizers::Tokenizer>>,
     /// What each token adds to a decoded text.
     bytes: decode::TokenBytes,
     /// Tokens that only templates and wrapping may yield.
@@ -39,6 +44,8 @@ pub struct Tokenizer {
     begin: Option<TokenId>,
     /// Goes after wrapped text.
     end: Option<TokenId>,
+    /// A space is put before texts; decoding takes it off.
+    space_before: bool,
 }
 
 /// One chat message, content flattened to text.
