@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::kernels::ops::Vector;
-use crate::kernels::packed::{Encoding, Packed};
+use crate::kernels::packed::{Encoding, Packed, PackedFormat};
 use crate::store::HeaderError;
 use crate::store::gguf::{GgmlType, Header};
 use crate::weights::table::{Found, Table};
@@ -122,20 +122,24 @@ impl Weights {
     }
 
     /// A matrix of the stacked `parts`, each `rows × columns`, packed in its own format; parts of
-    /// different formats, and formats without a kernel, become f32.
+    /// different formats in one that keeps both, or in f32 if none does.
     ///
     /// # Errors
     /// A missing tensor, another shape, or data that cannot be read.
     pub fn matrix(&self, parts: &[Part], columns: usize) -> Result<Arc<Packed>, LoadError> {
         let found = self.find_parts(parts, columns)?;
         let rows = found.iter().map(|tensor| tensor.rows).sum();
-        let kind = found[0].kind;
-        let same = found.iter().all(|tensor| tensor.kind == kind);
-        let packed = match encoding(kind).filter(|_| same) {
-            Some(encoding) => {
+        let encodings: Option<Vec<Encoding>> =
+            found.iter().map(|tensor| encoding(tensor.kind)).collect();
+        let encodings = encodings.filter(|encodings| one_format(encodings));
+        let packed = match encodings {
+            Some(encodings) => {
                 let data = self.read_parts(parts, &found)?;
                 let slices = in_order(parts, &found, &data)?;
-                Packed::from_rows(rows, columns, encoding, |row| slices[row])
+                let counts = found.iter().zip(encodings);
+                let of: Vec<Encoding> =
+                    counts.flat_map(|(tensor, of)| std::iter::repeat_n(of, tensor.rows)).collect();
+                Packed::from_mixed_rows(rows, columns, |row| (of[row], slices[row]))
             }
             None => Packed::from_f32(rows, columns, &self.stack_f32(parts, &found)?),
         };
@@ -281,7 +285,7 @@ impl RowOrder {
     }
 }
 
-/// How the kernels' packer names a format; none for formats without a kernel.
+/// How the kernels' packer names a format; none for unknown ones.
 fn encoding(kind: GgmlType) -> Option<Encoding> {
     match kind {
         GgmlType::F32 => Some(Encoding::F32),
@@ -289,9 +293,23 @@ fn encoding(kind: GgmlType) -> Option<Encoding> {
         GgmlType::BF16 => Some(Encoding::Bf16),
         GgmlType::Q4_0 => Some(Encoding::Q4Zero),
         GgmlType::Q4_1 => Some(Encoding::Q4One),
+        GgmlType::Q5_0 => Some(Encoding::Q5Zero),
+        GgmlType::Q5_1 => Some(Encoding::Q5One),
         GgmlType::Q8_0 => Some(Encoding::Q8Zero),
-        _ => None,
+        GgmlType::Q2_K => Some(Encoding::Q2K),
+        GgmlType::Q3_K => Some(Encoding::Q3K),
+        GgmlType::Q4_K => Some(Encoding::Q4K),
+        GgmlType::Q5_K => Some(Encoding::Q5K),
+        GgmlType::Q6_K => Some(Encoding::Q6K),
+        GgmlType::Other(_) => None,
     }
+}
+
+/// Whether one format of panels keeps all of these.
+fn one_format(encodings: &[Encoding]) -> bool {
+    let mut formats = encodings.iter().map(|encoding| encoding.packed());
+    let first = formats.next();
+    first.is_some_and(|first| formats.try_fold(first, PackedFormat::common).is_some())
 }
 
 fn missing(name: &str) -> LoadError {

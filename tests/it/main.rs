@@ -4,8 +4,10 @@
 
 mod api;
 mod candle;
+mod checkpoint;
 mod cli;
 mod clients;
+mod decoders;
 mod drain;
 mod fixtures;
 mod formats;

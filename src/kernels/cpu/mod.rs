@@ -10,6 +10,7 @@ mod attention;
 pub mod executor;
 mod head_norm;
 pub mod isa;
+mod large;
 mod linear;
 pub(super) mod math;
 mod rope;
