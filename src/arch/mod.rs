@@ -2,11 +2,18 @@
 //! A line in the registry adds one. Knows tensors and ops, not how either is stored or run.
 
 mod bert;
+mod decoder;
+mod facts;
 mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
 mod rope;
+mod smollm3;
 
 use serde_json::Value as Json;
 
+use crate::arch::decoder::Shape;
 use crate::kernels::builder::Capacity;
 use crate::kernels::ops::{KvShape, Program};
 use crate::model::{EncoderCard, ModelTask};
@@ -55,14 +62,19 @@ struct Architecture {
     build: fn(&Description<'_>, &Weights, Capacity) -> Result<Program, LoadError>,
 }
 
-/// Every architecture; a line adds one.
+/// Decoders of one family, which differ in what makes up their shape; a line adds one.
+const DECODERS: &[(&str, ReadShape)] = &[
+    ("llama", llama::shape),
+    ("mistral", mistral::shape),
+    ("qwen2", qwen2::shape),
+    ("qwen3", qwen3::shape),
+    ("smollm3", smollm3::shape),
+];
+
+type ReadShape = fn(&Description<'_>) -> Result<Shape, LoadError>;
+
+/// Every other architecture; a line adds one.
 const REGISTRY: &[Architecture] = &[
-    Architecture {
-        name: "llama",
-        outline: llama::outline,
-        card: |_| Ok(None),
-        build: llama::build,
-    },
     bert("bert"),
     bert("roberta"),
     bert("xlm-roberta"),
@@ -80,6 +92,9 @@ const fn bert(name: &'static str) -> Architecture {
 /// # Errors
 /// An unknown architecture, or a description that lacks what it needs.
 pub fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
+    if let Some(shape) = decoder(description)? {
+        return Ok(shape(description)?.outline());
+    }
     (architecture(description)?.outline)(description)
 }
 
@@ -88,6 +103,9 @@ pub fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
 /// # Errors
 /// As [`outline`].
 pub fn encoder_card(description: &Description<'_>) -> Result<Option<EncoderCard>, LoadError> {
+    if decoder(description)?.is_some() {
+        return Ok(None);
+    }
     (architecture(description)?.card)(description)
 }
 
@@ -100,18 +118,22 @@ pub fn build(
     weights: &Weights,
     capacity: Capacity,
 ) -> Result<Program, LoadError> {
+    if let Some(shape) = decoder(description)? {
+        return shape(description)?.build(weights, capacity);
+    }
     (architecture(description)?.build)(description, weights, capacity)
 }
 
+fn decoder(description: &Description<'_>) -> Result<Option<ReadShape>, LoadError> {
+    let name = name(description)?;
+    Ok(DECODERS.iter().find(|(known, _)| *known == name).map(|(_, shape)| *shape))
+}
+
 fn architecture(description: &Description<'_>) -> Result<&'static Architecture, LoadError> {
-    let name = match description {
-        Description::Gguf(header) => header.str("general.architecture").map_err(shape)?,
-        Description::Json { config, .. } => {
-            config.get("model_type").and_then(Json::as_str).unwrap_or("(none)")
-        }
-    };
+    let name = name(description)?;
     REGISTRY.iter().find(|architecture| architecture.name == name).ok_or_else(|| {
-        let known: Vec<&str> = REGISTRY.iter().map(|architecture| architecture.name).collect();
+        let others = REGISTRY.iter().map(|architecture| architecture.name);
+        let known: Vec<&str> = DECODERS.iter().map(|(name, _)| *name).chain(others).collect();
         let known = known.join(", ");
         LoadError::Shape(format!("architecture '{name}' is not known; known are {known}"))
     })
@@ -138,6 +160,16 @@ fn labels(config: &Json) -> Result<Option<Vec<String>>, LoadError> {
                 "config.json: id2label has to name labels 0, 1, … as text, at most {LABELS_MAX}"
             );
             Err(LoadError::Shape(message))
+        }
+    }
+}
+
+/// What the description calls its architecture.
+fn name<'a>(description: &Description<'a>) -> Result<&'a str, LoadError> {
+    match description {
+        Description::Gguf(header) => header.str("general.architecture").map_err(shape),
+        Description::Json { config, .. } => {
+            Ok(config.get("model_type").and_then(Json::as_str).unwrap_or("(none)"))
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod model_runner;
 pub mod residency;
 pub mod runner;
 pub mod start;
+mod texts;
 pub mod warmup;
 
 #[cfg(test)]

@@ -41,24 +41,31 @@ pub struct LoadedModel {
 }
 
 /// Configuration files larger than this are not configuration.
-const JSON_BYTES_MAX: u64 = 1 << 20;
+const JSON_BYTES_MAX: u64 = 4 << 20;
 
-/// Opens a model's files: `model.gguf`, or `model.safetensors` with `config.json`.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Opens a model's files: `model.gguf`, or `config.json` with `model.safetensors` or with an index
+/// and the files that it names.
 ///
 /// # Errors
 /// A missing file, an unusable header, an unknown architecture.
 pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
-    let weights = files.path("model.gguf").or_else(|| files.path("model.safetensors"));
-    let Some(path) = weights else {
-        let message = "a model needs a file 'model.gguf' or 'model.safetensors' in its manifest";
-        return Err(LoadError::Shape(message.into()));
+    let single = files.path("model.gguf").or_else(|| files.path("model.safetensors"));
+    let weights = match (single, files.path(INDEX)) {
+        (Some(path), _) => Weights::open(path)?,
+        (None, Some(index)) => Weights::open_index(index, |name| files.path(name).cloned())?,
+        (None, None) => {
+            return Err(LoadError::Shape(format!(
+                "a model needs a file 'model.gguf', 'model.safetensors' or '{INDEX}' in its manifest"
+            )));
+        }
     };
-    let weights = Weights::open(path)?;
     let config = json(files.path("config.json"))?;
     let pooling = json(files.path("pooling.json"))?;
     let modules = json(files.path("modules.json"))?;
     if weights.gguf().is_none() && config.is_none() {
-        return Err(LoadError::Shape("'model.safetensors' needs 'config.json' beside it".into()));
+        return Err(LoadError::Shape("safetensors files need 'config.json' beside them".into()));
     }
     let opened = Opened { weights, config, pooling, modules };
     let outline = arch::outline(&opened.description())?;
@@ -67,7 +74,7 @@ pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
 }
 
 impl OpenedModel {
-    /// Bytes of its tensors in the file.
+    /// Bytes of memory that its tensors take.
     pub fn weight_bytes(&self) -> u64 {
         self.opened.weights.bytes()
     }
@@ -100,7 +107,11 @@ impl Opened {
     }
 }
 
-fn json(path: Option<&PathBuf>) -> Result<Option<Json>, LoadError> {
+/// The content of a configuration file, if there is one.
+///
+/// # Errors
+/// It cannot be read, or is larger than configuration is.
+pub(super) fn json(path: Option<&PathBuf>) -> Result<Option<Json>, LoadError> {
     let Some(path) = path else { return Ok(None) };
     read_json(path).map(Some).map_err(|what| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -15,6 +15,7 @@ use crate::engine::budget::{self, Ledger, Pages, Wish};
 use crate::engine::model_runner::ModelRunner;
 use crate::engine::residency::{self, LoadedModel, OpenedModel};
 use crate::engine::runner::{Runner, StepError};
+use crate::engine::texts;
 use crate::engine::warmup;
 use crate::kernels::builder::Capacity;
 use crate::kernels::cpu::executor::Executor;
@@ -28,7 +29,6 @@ use crate::store::error::StoreError;
 use crate::store::fetch::ensure;
 use crate::store::progress::Progress;
 use crate::telemetry::Telemetry;
-use crate::text::ModelText;
 use crate::weights::LoadError;
 
 /// Execution slots of a CPU, and uncommitted steps a slot: it computes while it is asked.
@@ -224,7 +224,7 @@ impl Startup {
             return Err(StartError::Text { model: name(), what });
         }
         let text =
-            read_text(&opened, files).map_err(|what| StartError::Text { model: name(), what })?;
+            texts::read(&opened, files).map_err(|what| StartError::Text { model: name(), what })?;
         let known = (text.tokenizer.vocab_size(), opened.outline.output_width);
         if opened.outline.kv.is_some() && known.0 > known.1 {
             let (tokens, rows) = known;
@@ -376,16 +376,4 @@ impl Startup {
 /// Time since `started`.
 fn micros(started: Instant) -> Micros {
     Micros(started.elapsed().as_micros() as u64)
-}
-
-/// Tokenizer, template and stop tokens, from wherever this model keeps them.
-fn read_text(opened: &OpenedModel, files: &ModelFiles) -> Result<ModelText, String> {
-    if let Some(header) = opened.gguf() {
-        return ModelText::from_gguf(header).map_err(|error| error.to_string());
-    }
-    let Some(path) = files.path("tokenizer.json") else {
-        return Err("its manifest has no file 'tokenizer.json'".into());
-    };
-    let json = std::fs::read(path).map_err(|error| format!("tokenizer.json: {error}"))?;
-    ModelText::from_hf(&json).map_err(|error| error.to_string())
 }

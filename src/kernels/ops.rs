@@ -74,6 +74,7 @@ pub enum Op {
     Embed(Embed),
     Norm(Norm),
     Linear(Linear),
+    HeadNorm(HeadNorm),
     RopeStore(RopeStore),
     Rope(Rope),
     PagedAttention(PagedAttention),
@@ -164,7 +165,10 @@ pub struct Norm {
 /// Float weights: one chain of fused multiply-adds in ascending k for each output. Quantised
 /// weights: the integer sum `isum` of each group of 32 is exact; groups are added in ascending
 /// order as `acc = fma(group, scale_x, acc)`, where `group = fma(scale_w, isum, min × Σq)`, and
-/// `scale_w × isum` for formats without a minimum.
+/// `scale_w × isum` for formats without a minimum. In large blocks `scale_w` is `scale × factor` and
+/// `min` is `minimum × shift`; where each half of a group has its own,
+/// `group = fma(scale, fma(factor₁, isum₁, factor₀ × isum₀), minimum × sum)` with
+/// `sum = fma(shift₁, Σq₁, shift₀ × Σq₀)`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// Rows taken part.
@@ -194,6 +198,19 @@ pub enum Epilogue {
     Tanh,
     /// `output = max(y, 0)`
     Relu,
+}
+
+/// Root-mean-square normalisation, as in [`Norm`], of each q head and of each k head in place.
+#[derive(Debug, Clone)]
+pub struct HeadNorm {
+    /// q, k and v side by side.
+    pub qkv: Buf,
+    /// Query heads, and heads that keys and values have.
+    pub heads: [usize; 2],
+    /// Scale of q, and of k: a head's values each. Their length is the head size, a multiple of 16.
+    pub weights: [Vector; 2],
+    /// Added to the variance.
+    pub eps: f32,
 }
 
 /// Rotates q and k of each row in place (pairs `(i, i + head_dim/2)`) and writes k and v into the

@@ -9,12 +9,21 @@
 //!   `8j + 4 + i` in its high half.
 //! - 8-bit: for each two groups a cache line with 16 f16 scales of each, and for each of the two
 //!   eight vectors of 64 bytes. Byte `4 × output + i` of vector `j` is input `4j + i`, plus 128.
+//! - 8-bit with minimums: for each group 16 f16 scales, 16 f16 minimums, and values as above.
+//! - 4-bit and 8-bit in large blocks: see `large.rs`.
 //!
 //! So a matrix is one stream of memory, which the processor reads ahead.
+
+mod blocks;
+pub(super) mod large;
+mod mixed;
 
 use half::{bf16, f16};
 
 use crate::device::arena::Region;
+
+use self::blocks::{LARGE, Large, Small};
+use self::large::LargeLayout;
 
 /// Outputs in a panel.
 pub const PANEL: usize = 16;
@@ -32,6 +41,9 @@ pub(super) const Q8_PAIR_BYTES: usize = 64 + 2 * 512;
 /// Bytes of an 8-bit group that has no second one.
 pub(super) const Q8_LAST_BYTES: usize = 64 + 512;
 
+/// Bytes of an 8-bit group with minimums in a panel: scales, minimums, values.
+pub(super) const Q8_MINIMUM_GROUP_BYTES: usize = 64 + 512;
+
 /// How a packed matrix stores its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PackedFormat {
@@ -40,8 +52,20 @@ pub enum PackedFormat {
     /// 4-bit values with an f16 scale and an f16 minimum for each group of 32 (GGUF Q4_1; Q4_0
     /// with minimum = -8 × scale).
     Q4,
-    /// 8-bit values with an f16 scale for each group of 32 (GGUF Q8_0).
+    /// 8-bit values with an f16 scale for each group of 32 (GGUF Q8_0, Q5_0).
     Q8,
+    /// 8-bit values with an f16 scale and an f16 minimum for each group of 32 (GGUF Q5_1, and
+    /// mixtures of all formats with groups of 32).
+    Q8Minimum,
+    /// 4-bit values in large blocks, a factor and a shift for each group of 32 (GGUF Q4_K).
+    K4,
+    /// 4-bit values in large blocks, a factor and a shift for each 16 (GGUF Q2_K, Q3_K).
+    K4Halves,
+    /// 8-bit values in large blocks, a factor and a shift for each group of 32 (GGUF Q5_K).
+    K8,
+    /// 8-bit values in large blocks, a factor and a shift for each 16 (GGUF Q6_K, and mixtures of
+    /// all formats with large blocks).
+    K8Halves,
 }
 
 /// How the bytes of a row that is to be packed encode its values. Little-endian.
@@ -57,16 +81,39 @@ pub enum Encoding {
     Q4Zero,
     /// GGUF blocks of 32: f16 scale, f16 minimum, 16 bytes of halves; `scale × q + minimum`.
     Q4One,
+    /// GGUF blocks of 32: f16 scale, 32 fifth bits, 16 bytes of halves; `scale × (q - 16)`.
+    Q5Zero,
+    /// GGUF blocks of 32: f16 scale, f16 minimum, 32 fifth bits, 16 bytes of halves;
+    /// `scale × q + minimum`.
+    Q5One,
     /// GGUF blocks of 32: f16 scale, 32 signed bytes; `scale × q`.
     Q8Zero,
+    /// GGUF blocks of 256: 16 halves of scale and minimum, 2-bit values.
+    Q2K,
+    /// GGUF blocks of 256: 16 signed 6-bit scales, 3-bit values.
+    Q3K,
+    /// GGUF blocks of 256: 8 pairs of 6-bit scale and minimum, 4-bit values.
+    Q4K,
+    /// GGUF blocks of 256: 8 pairs of 6-bit scale and minimum, 5-bit values.
+    Q5K,
+    /// GGUF blocks of 256: 16 signed 8-bit scales, 6-bit values.
+    Q6K,
 }
 
 /// A matrix that cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// Quantised rows come in groups of 32.
-    #[error("a quantised row of {0} values is not a multiple of {GROUP}")]
-    Group(usize),
+    /// Quantised rows come in groups of 32, or in blocks of 256.
+    #[error("a quantised row of {k} values is not a multiple of {block}")]
+    Group {
+        /// Values in a row.
+        k: usize,
+        /// What they must be a multiple of.
+        block: usize,
+    },
+    /// No format keeps rows of both encodings.
+    #[error("rows as {0:?} and as {1:?} in one quantised matrix")]
+    Mixture(Encoding, Encoding),
     /// A row has another length than its encoding says.
     #[error("row {row} has {found} bytes, {expected} expected")]
     RowBytes {
@@ -107,21 +154,30 @@ impl Packed {
         encoding: Encoding,
         row: impl Fn(usize) -> &'r [u8],
     ) -> Result<Self, PackError> {
-        let format = encoding.packed();
-        if format != PackedFormat::F32 && !k.is_multiple_of(GROUP) {
-            return Err(PackError::Group(k));
+        Self::pack(n, k, encoding.packed(), |r| (encoding, row(r)))
+    }
+
+    fn pack<'r>(
+        n: usize,
+        k: usize,
+        format: PackedFormat,
+        row: impl Fn(usize) -> (Encoding, &'r [u8]),
+    ) -> Result<Self, PackError> {
+        let block = format.block();
+        if !k.is_multiple_of(block) {
+            return Err(PackError::Group { k, block });
         }
-        let expected = encoding.row_bytes(k);
         let bytes = panel_bytes(format, k);
         let mut panels = Region::new(n.div_ceil(PANEL) * bytes)?;
         for r in 0..n {
-            let source = row(r);
+            let (encoding, source) = row(r);
+            let expected = encoding.row_bytes(k);
             if source.len() != expected {
                 return Err(PackError::RowBytes { row: r, found: source.len(), expected });
             }
             let start = r / PANEL * bytes;
             let panel = &mut panels.as_bytes_mut()[start..start + bytes];
-            encoding.pack(source, panel, r % PANEL);
+            encoding.pack(format, source, panel, r % PANEL);
         }
         Ok(Self { n, k, format, panels })
     }
@@ -174,7 +230,8 @@ impl Packed {
     }
 
     /// Writes row `n` as f32 values into `out` (`k` of them): for 4-bit values
-    /// `fma(q, scale, minimum)`, for 8-bit ones `q × scale`.
+    /// `fma(q, scale, minimum)`, for 8-bit ones `q × scale` or the same, and in large blocks
+    /// `fma(scale × factor, q, minimum × shift)`.
     ///
     /// # Panics
     /// If there is no row `n`, or `out` is not `k` long.
@@ -206,12 +263,32 @@ impl Packed {
                     let (scales, start) = q8_places(g);
                     let scale = half(scales + lane * 2);
                     for (i, value) in group.iter_mut().enumerate() {
-                        let byte = panel[start + i / 4 * 64 + lane * 4 + i % 4];
-                        *value = f32::from((byte ^ 0x80) as i8) * scale;
+                        *value = blocks::signed_at(&panel[start..], lane, i) * scale;
                     }
                 }
             }
+            PackedFormat::Q8Minimum => blocks::read_minimum(panel, lane, out),
+            large => LargeLayout::of(large).expect("the only others").read(panel, lane, out),
         }
+    }
+}
+
+impl PackedFormat {
+    /// What `k` must be a multiple of.
+    pub fn block(self) -> usize {
+        match self {
+            PackedFormat::F32 => 1,
+            PackedFormat::Q4 | PackedFormat::Q8 | PackedFormat::Q8Minimum => GROUP,
+            PackedFormat::K4
+            | PackedFormat::K4Halves
+            | PackedFormat::K8
+            | PackedFormat::K8Halves => LARGE,
+        }
+    }
+
+    /// Bytes of an `n × k` matrix; `k` is a whole number of groups.
+    pub fn bytes(self, n: usize, k: usize) -> usize {
+        n.div_ceil(PANEL) * panel_bytes(self, k)
     }
 }
 
@@ -221,42 +298,77 @@ impl Encoding {
         match self {
             Encoding::F32 | Encoding::F16 | Encoding::Bf16 => PackedFormat::F32,
             Encoding::Q4Zero | Encoding::Q4One => PackedFormat::Q4,
-            Encoding::Q8Zero => PackedFormat::Q8,
+            Encoding::Q8Zero | Encoding::Q5Zero => PackedFormat::Q8,
+            Encoding::Q5One => PackedFormat::Q8Minimum,
+            Encoding::Q4K => PackedFormat::K4,
+            Encoding::Q2K | Encoding::Q3K => PackedFormat::K4Halves,
+            Encoding::Q5K => PackedFormat::K8,
+            Encoding::Q6K => PackedFormat::K8Halves,
         }
     }
 
     /// Bytes of a row of `k` values.
     pub fn row_bytes(self, k: usize) -> usize {
+        let (block, bytes) = self.block();
+        k / block * bytes
+    }
+
+    /// Values and bytes of a block.
+    fn block(self) -> (usize, usize) {
         match self {
-            Encoding::F32 => 4 * k,
-            Encoding::F16 | Encoding::Bf16 => 2 * k,
-            Encoding::Q4Zero => k / GROUP * 18,
-            Encoding::Q4One => k / GROUP * 20,
-            Encoding::Q8Zero => k / GROUP * 34,
+            Encoding::F32 => (1, 4),
+            Encoding::F16 | Encoding::Bf16 => (1, 2),
+            Encoding::Q4Zero => (GROUP, 18),
+            Encoding::Q4One => (GROUP, 20),
+            Encoding::Q5Zero => (GROUP, 22),
+            Encoding::Q5One => (GROUP, 24),
+            Encoding::Q8Zero => (GROUP, 34),
+            Encoding::Q2K => (LARGE, 84),
+            Encoding::Q3K => (LARGE, 110),
+            Encoding::Q4K => (LARGE, 144),
+            Encoding::Q5K => (LARGE, 176),
+            Encoding::Q6K => (LARGE, 210),
         }
     }
 
     /// Writes a row into its place in a panel.
-    fn pack(self, row: &[u8], panel: &mut [u8], lane: usize) {
-        match self {
-            Encoding::F32 => pack_f32(row.as_chunks().0, panel, lane, f32::from_le_bytes),
-            Encoding::F16 => {
+    fn pack(self, format: PackedFormat, row: &[u8], panel: &mut [u8], lane: usize) {
+        let blocks = row.chunks_exact(self.block().1);
+        if let Some(layout) = LargeLayout::of(format) {
+            let places = panel.chunks_exact_mut(layout.bytes());
+            blocks.zip(places).for_each(|(b, to)| layout.pack(&Large::read(self, b), to, lane));
+            return;
+        }
+        match (self, format) {
+            (Encoding::F32, _) => pack_f32(row.as_chunks().0, panel, lane, f32::from_le_bytes),
+            (Encoding::F16, _) => {
                 pack_f32(row.as_chunks().0, panel, lane, |b| f16::from_le_bytes(b).to_f32());
             }
-            Encoding::Bf16 => {
+            (Encoding::Bf16, _) => {
                 pack_f32(row.as_chunks().0, panel, lane, |b| bf16::from_le_bytes(b).to_f32());
             }
-            Encoding::Q4Zero => {
+            (_, PackedFormat::Q8Minimum) => {
+                let places = panel.chunks_exact_mut(Q8_MINIMUM_GROUP_BYTES);
+                blocks.zip(places).for_each(|(b, to)| Small::read(self, b).pack(to, lane));
+            }
+            (Encoding::Q4Zero, _) => {
                 pack_q4(row.as_chunks::<18>().0, panel, lane, |block| {
                     // Exact: a smaller exponent than f16's largest, the same mantissa.
                     let scale = f16::from_le_bytes([block[0], block[1]]);
                     f16::from_f32(-8.0 * scale.to_f32()).to_le_bytes()
                 });
             }
-            Encoding::Q4One => {
+            (Encoding::Q4One, _) => {
                 pack_q4(row.as_chunks::<20>().0, panel, lane, |block| [block[2], block[3]]);
             }
-            Encoding::Q8Zero => pack_q8(row.as_chunks::<34>().0, panel, lane),
+            _ => {
+                for (g, block) in blocks.enumerate() {
+                    let (scales, start) = q8_places(g);
+                    let Small { scale, values, .. } = Small::read(self, block);
+                    panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(&scale);
+                    blocks::put_signed(&values, &mut panel[start..start + 512], lane);
+                }
+            }
         }
     }
 }
@@ -295,19 +407,6 @@ fn pack_q4<const B: usize>(
     }
 }
 
-fn pack_q8(row: &[[u8; 34]], panel: &mut [u8], lane: usize) {
-    for (g, block) in row.iter().enumerate() {
-        let (scales, start) = q8_places(g);
-        panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(&block[..2]);
-        let values = &mut panel[start..start + 512];
-        for (j, quad) in block[2..].chunks_exact(4).enumerate() {
-            for (i, byte) in quad.iter().enumerate() {
-                values[j * 64 + lane * 4 + i] = byte ^ 0x80;
-            }
-        }
-    }
-}
-
 /// Where an 8-bit group's scales and values start.
 fn q8_places(group: usize) -> (usize, usize) {
     let pair = group / 2 * Q8_PAIR_BYTES;
@@ -320,6 +419,8 @@ fn panel_bytes(format: PackedFormat, k: usize) -> usize {
         PackedFormat::F32 => k * PANEL * 4,
         PackedFormat::Q4 => groups * Q4_GROUP_BYTES,
         PackedFormat::Q8 => groups / 2 * Q8_PAIR_BYTES + groups % 2 * Q8_LAST_BYTES,
+        PackedFormat::Q8Minimum => groups * Q8_MINIMUM_GROUP_BYTES,
+        large => k / LARGE * LargeLayout::of(large).map_or(0, LargeLayout::bytes),
     }
 }
 

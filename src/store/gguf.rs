@@ -228,6 +228,15 @@ impl Header {
         self.array(key)?.iter().map(number).collect()
     }
 
+    /// A list of numbers.
+    pub fn floats(&self, key: &str) -> Result<Vec<f32>, HeaderError> {
+        let number = |value: &Value| match value {
+            Value::Float(number) => Ok(*number as f32),
+            other => Err(wrong(key, "a list of floats", other)),
+        };
+        self.array(key)?.iter().map(number).collect()
+    }
+
     /// A list.
     pub fn array(&self, key: &str) -> Result<&[Value], HeaderError> {
         match self.value(key)? {

@@ -1,5 +1,7 @@
 //! A bounded reader for safetensors headers: the tensor table. Trusts nothing in the file.
 
+pub mod index;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;

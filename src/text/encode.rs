@@ -36,11 +36,11 @@ impl Tokenizer {
     pub fn encode_passage(&self, passage: &Passage, cut: Option<Cut>) -> Result<Text> {
         let hf = match &self.model {
             Model::Hf(hf) => hf,
-            Model::Bpe(_) if passage.second.is_some() => {
+            Model::Bpe(_) | Model::Spm(_) if passage.second.is_some() => {
                 let message = "this model's tokenizer does not join two texts";
                 return Err(Error::new(ErrorKind::Unsupported, message));
             }
-            Model::Bpe(_) => return self.encode_plain(&passage.text, cut),
+            Model::Bpe(_) | Model::Spm(_) => return self.encode_plain(&passage.text, cut),
         };
         let pair = passage.second.is_some();
         let mut first = self.unwrapped(hf, &passage.text)?;
@@ -103,7 +103,7 @@ impl Tokenizer {
         }
         match &self.model {
             Model::Hf(hf) => hf.decode(ids, skip_controls).map_err(failed),
-            Model::Bpe(_) => Ok(self.decode(ids)),
+            Model::Bpe(_) | Model::Spm(_) => Ok(self.decode(ids)),
         }
     }
 

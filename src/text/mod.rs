@@ -5,8 +5,11 @@ mod bpe;
 mod control;
 mod decode;
 mod encode;
+mod gguf;
+pub mod huggingface;
 mod jinja;
 mod literal;
+mod spm;
 mod stop;
 mod template;
 mod tokenizer;
@@ -32,6 +35,8 @@ pub struct ModelText {
 /// Built by [`Tokenizer::from_gguf`] or [`Tokenizer::from_hf_json`].
 pub struct Tokenizer {
     model: tokenizer::Model,
+    /// Another for text that goes on after a control token, where that is encoded differently.
+    continued: Option<Box<tokenizers::Tokenizer>>,
     /// What each token adds to a decoded text.
     bytes: decode::TokenBytes,
     /// Tokens that only templates and wrapping may yield.
@@ -40,6 +45,8 @@ pub struct Tokenizer {
     begin: Option<TokenId>,
     /// Goes after wrapped text.
     end: Option<TokenId>,
+    /// A space is put before texts; decoding takes it off.
+    space_before: bool,
 }
 
 /// One text, or two that are read together.

@@ -1,6 +1,7 @@
 //! From messages to a prompt. A template sees message content as text; that no content becomes a
 //! control token is decided here, not by the template.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io;
 
@@ -90,13 +91,20 @@ impl ChatTemplate {
 
         let mut ids = Vec::with_capacity(prompt.len() / 3 + 1);
         for part in controls.literals().parts(&prompt) {
-            match (part, sentinel) {
-                (Part::Token(id), _) => ids.push(id),
-                (Part::Text(text), Some(sentinel)) if text.contains(sentinel) => {
-                    ids.extend(tokenizer.encode(&text.replace(sentinel, ""), false)?);
+            let text = match (part, sentinel) {
+                (Part::Token(id), _) => {
+                    ids.push(id);
+                    continue;
                 }
-                (Part::Text(text), _) => ids.extend(tokenizer.encode(text, false)?),
-            }
+                (Part::Text(text), Some(sentinel)) if text.contains(sentinel) => {
+                    Cow::Owned(text.replace(sentinel, ""))
+                }
+                (Part::Text(text), _) => Cow::Borrowed(text),
+            };
+            ids.extend(match ids.is_empty() {
+                true => tokenizer.encode(&text, false)?,
+                false => tokenizer.encode_continued(&text)?,
+            });
         }
         if let Some(begin) = tokenizer.begin.filter(|begin| ids.first() != Some(begin)) {
             ids.insert(0, begin);

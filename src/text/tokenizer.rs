@@ -1,45 +1,37 @@
 //! Building tokenizers from what model files carry, and encoding with them. Knows nothing of
 //! templates; limits on the length of a text are the caller's.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::panic::catch_unwind;
 use std::sync::Arc;
 
-use tokenizers::{DecoderWrapper, Model as _, ModelWrapper};
+use tokenizers::{Model as _, ModelWrapper};
 
-use super::bpe::{Alphabet, Bpe, scheme};
+use super::bpe::{Alphabet, Bpe};
 use super::control::Controls;
 use super::decode::TokenBytes;
-use super::literal::Literals;
+use super::huggingface::{Spelling, continuing};
+use super::spm::Spm;
 use super::{DecodeStream, TextError, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::TokenId;
-use crate::store::gguf::Header;
 
 /// What encodes plain text.
 #[derive(Debug)]
 pub(super) enum Model {
     /// A byte-level vocabulary from a GGUF file.
     Bpe(Box<Bpe>),
+    /// A SentencePiece vocabulary from a GGUF file.
+    Spm(Box<Spm>),
     /// Whatever a `tokenizer.json` describes; wraps by itself.
     Hf(Box<tokenizers::Tokenizer>),
 }
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const MERGES: &str = "tokenizer.ggml.merges";
-const TYPES: &str = "tokenizer.ggml.token_type";
-
-/// Values of `tokenizer.ggml.token_type`.
-const NORMAL: i64 = 1;
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
 impl Tokenizer {
     /// The tokenizer of a `tokenizer.json`. Its own padding and truncation are switched off:
     /// limits are the server's, and must not cut a text in silence. Decoding is exact for
-    /// byte-level vocabularies; others give their tokens as they are written.
+    /// byte-level and
+    /// SentencePiece vocabularies; others give their tokens as they are written.
     ///
     /// # Errors
     /// The file is not one.
@@ -63,17 +55,20 @@ impl Tokenizer {
                 size - 1
             )));
         }
-        let alphabet =
-            matches!(hf.get_decoder(), Some(DecoderWrapper::ByteLevel(_))).then(Alphabet::new);
+        let spelling = Spelling::of(&hf);
+        let alphabet = Alphabet::new();
         let mut texts = vec![""; size];
         for (text, id) in &vocabulary {
             texts[*id as usize] = text;
         }
         let mut bytes = TokenBytes::default();
         for (id, text) in texts.into_iter().enumerate() {
-            match (added.get(&(id as TokenId)), &alphabet) {
+            match (added.get(&(id as TokenId)), spelling) {
                 (Some(added), _) if added.special => bytes.push(&[]),
-                (None, Some(alphabet)) => bytes.push(&alphabet.bytes(text)),
+                (None, Spelling::ByteLevel) => bytes.push(&alphabet.bytes(text)),
+                (None, Spelling::Sentence { bytes: single, .. }) => {
+                    bytes.push(&Spelling::sentence_bytes(text, single));
+                }
                 _ => bytes.push(text.as_bytes()),
             }
         }
@@ -84,69 +79,14 @@ impl Tokenizer {
             .map(|(id, token)| (token.content.clone(), *id))
             .collect();
         let controls = Controls::new(controls)?;
-        Ok(Self { model: Model::Hf(Box::new(hf)), bytes, controls, begin: None, end: None })
-    }
-
-    /// The tokenizer of a GGUF file: byte-level BPE whose split is one of the known ones.
-    ///
-    /// # Errors
-    /// The vocabulary is of another kind, which is named, or contradicts itself.
-    pub fn from_gguf(header: &Header) -> std::result::Result<Self, TextError> {
-        let model = header.str("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(TextError(format!("tokenizer model {model:?}: only \"gpt2\" is served")));
-        }
-        let pre = header.str("tokenizer.ggml.pre")?;
-        let scheme = scheme(pre)
-            .ok_or_else(|| TextError(format!("pre-tokenizer {pre:?} (tokenizer.ggml.pre)")))?;
-        let tokens = header.strings(TOKENS)?;
-        let types =
-            if header.has(TYPES) { header.integers(TYPES)? } else { vec![NORMAL; tokens.len()] };
-        if types.len() != tokens.len() {
-            return Err(TextError(format!("{} {TOKENS}, {} {TYPES}", tokens.len(), types.len())));
-        }
-
-        let alphabet = Alphabet::new();
-        let (mut literals, mut controls) = (Vec::new(), Vec::new());
-        let mut plain = HashMap::with_capacity(tokens.len());
-        let mut bytes = TokenBytes::default();
-        for (id, (text, kind)) in (0..).zip(tokens.iter().zip(types)) {
-            match kind {
-                CONTROL | UNKNOWN => {
-                    controls.push(((*text).to_owned(), id));
-                    bytes.push(&[]);
-                }
-                USER_DEFINED => {
-                    literals.push(((*text).to_owned(), id));
-                    bytes.push(text.as_bytes());
-                }
-                _ => bytes.push(&alphabet.bytes(text)),
-            }
-            // Control tokens are no part of what merging can reach.
-            if !matches!(kind, CONTROL | UNKNOWN) && plain.insert(*text, id).is_some() {
-                return Err(TextError(format!("token {text:?} appears twice, again as {id}")));
-            }
-        }
-        let bpe = Bpe::new(scheme, &plain, Literals::new(literals)?, &header.strings(MERGES)?)?;
-        let wrapping = |flag: &str, id: &str, default: bool| {
-            let wanted = if header.has(flag) { header.bool(flag)? } else { default };
-            match wanted.then(|| header.u32(id)).transpose()? {
-                Some(id) if id as usize >= tokens.len() => {
-                    Err(TextError(format!("{flag} needs token {id} of {}", tokens.len())))
-                }
-                id => Ok(id),
-            }
-        };
         Ok(Self {
-            model: Model::Bpe(Box::new(bpe)),
+            continued: continuing(&hf),
+            model: Model::Hf(Box::new(hf)),
             bytes,
-            controls: Controls::new(controls)?,
-            begin: wrapping(
-                "tokenizer.ggml.add_bos_token",
-                "tokenizer.ggml.bos_token_id",
-                scheme.begins,
-            )?,
-            end: wrapping("tokenizer.ggml.add_eos_token", "tokenizer.ggml.eos_token_id", false)?,
+            controls,
+            begin: None,
+            end: None,
+            space_before: matches!(spelling, Spelling::Sentence { space_before: true, .. }),
         })
     }
 
@@ -157,16 +97,35 @@ impl Tokenizer {
     /// # Errors
     /// The text holds a control token that this vocabulary cannot write in any other way.
     pub fn encode(&self, text: &str, wrap: bool) -> Result<Vec<TokenId>> {
-        let hf = match &self.model {
-            Model::Hf(hf) => hf,
-            Model::Bpe(bpe) => {
-                let mut ids = Vec::with_capacity(text.len() / 3 + 2);
-                ids.extend(self.begin.filter(|_| wrap));
-                bpe.encode(text, &mut ids)?;
-                ids.extend(self.end.filter(|_| wrap));
-                return Ok(ids);
-            }
-        };
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        ids.extend(self.begin.filter(|_| wrap));
+        match &self.model {
+            Model::Bpe(bpe) => bpe.encode(text, &mut ids)?,
+            Model::Spm(spm) => spm.encode(text, &mut ids)?,
+            Model::Hf(hf) => return self.encode_hf(hf, text, wrap),
+        }
+        ids.extend(self.end.filter(|_| wrap));
+        Ok(ids)
+    }
+
+    /// Token ids of `text` that goes on after a control token, as [`Tokenizer::encode`] without
+    /// wrapping.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(super) fn encode_continued(&self, text: &str) -> Result<Vec<TokenId>> {
+        match &self.continued {
+            Some(hf) => self.encode_hf(hf, text, false),
+            None => self.encode(text, false),
+        }
+    }
+
+    fn encode_hf(
+        &self,
+        hf: &tokenizers::Tokenizer,
+        text: &str,
+        wrap: bool,
+    ) -> Result<Vec<TokenId>> {
         let encoding = hf.encode_fast(text, wrap).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("the text cannot be tokenised: {error}"))
         })?;
@@ -183,10 +142,14 @@ impl Tokenizer {
         Ok(ids.to_vec())
     }
 
-    /// The text of `ids`; control tokens add nothing.
+    /// The text of `ids`; control tokens add nothing, nor does the space that goes before texts.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| self.bytes.get(*id)).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let bytes = match bytes.strip_prefix(b" ") {
+            Some(rest) if self.space_before => rest,
+            _ => &bytes,
+        };
+        String::from_utf8_lossy(bytes).into_owned()
     }
 
     /// Number of token ids.

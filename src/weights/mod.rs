@@ -2,17 +2,16 @@
 //! reader has checked. No memory map: a file truncated under a map kills the process.
 
 mod dequantize;
+mod table;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::kernels::ops::Vector;
-use crate::kernels::packed::{Encoding, Packed};
+use crate::kernels::packed::{Encoding, Packed, PackedFormat};
 use crate::store::HeaderError;
-use crate::store::gguf::{self, GgmlType, Header};
-use crate::store::safetensors::{self, DType};
+use crate::store::gguf::{GgmlType, Header};
+use crate::weights::table::{Found, Table};
 
 /// Why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -41,14 +40,7 @@ pub enum LoadError {
 /// A model's tensors, opened.
 #[derive(Debug)]
 pub struct Weights {
-    file: File,
     table: Table,
-}
-
-#[derive(Debug)]
-enum Table {
-    Gguf(Header),
-    Safetensors(std::collections::BTreeMap<String, safetensors::TensorInfo>),
 }
 
 /// Some outputs of a matrix: whole tensors are stacked in the given order.
@@ -75,15 +67,6 @@ pub enum RowOrder {
     },
 }
 
-/// A tensor's format and place, whatever the file.
-struct Found {
-    rows: usize,
-    columns: usize,
-    kind: GgmlType,
-    offset: u64,
-    bytes: usize,
-}
-
 impl Part {
     /// A tensor whose rows are in order.
     pub fn plain(tensor: impl Into<String>, rows: usize) -> Self {
@@ -97,32 +80,28 @@ impl Weights {
     /// # Errors
     /// An unusable header.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let file = name.unwrap_or_default();
-        let wrap = |source| LoadError::Header { file: file.clone(), source };
-        let table = if file.ends_with(".gguf") {
-            Table::Gguf(gguf::read(path).map_err(wrap)?)
-        } else {
-            Table::Safetensors(safetensors::read(path).map_err(wrap)?)
-        };
-        let opened = File::open(path).map_err(|error| wrap(error.into()))?;
-        Ok(Self { file: opened, table })
+        Table::open(path).map(|table| Self { table })
+    }
+
+    /// Opens the safetensors files that an index names; `find` says where each lies.
+    ///
+    /// # Errors
+    /// An unusable index or header, a file that is missing, or an index that contradicts them.
+    pub fn open_index(
+        path: &Path,
+        find: impl Fn(&str) -> Option<PathBuf>,
+    ) -> Result<Self, LoadError> {
+        Table::open_index(path, find).map(|table| Self { table })
     }
 
     /// The GGUF header, if this is a GGUF file.
     pub fn gguf(&self) -> Option<&Header> {
-        match &self.table {
-            Table::Gguf(header) => Some(header),
-            Table::Safetensors(_) => None,
-        }
+        self.table.gguf()
     }
 
     /// Whether the file has this tensor.
     pub fn has(&self, tensor: &str) -> bool {
-        match &self.table {
-            Table::Gguf(header) => header.tensors.contains_key(tensor),
-            Table::Safetensors(tensors) => tensors.contains_key(tensor),
-        }
+        self.table.has(tensor)
     }
 
     /// Rows and columns of a tensor.
@@ -130,32 +109,37 @@ impl Weights {
     /// # Errors
     /// A missing tensor.
     pub fn size(&self, tensor: &str) -> Result<(usize, usize), LoadError> {
-        self.find(tensor).map(|found| (found.rows, found.columns))
+        self.table.find(tensor).map(|found| (found.rows, found.columns))
     }
 
-    /// Bytes of all tensors.
+    /// Bytes of memory that all tensors take, each packed in its own format.
     pub fn bytes(&self) -> u64 {
-        match &self.table {
-            Table::Gguf(header) => header.tensors.values().map(|tensor| tensor.bytes).sum(),
-            Table::Safetensors(tensors) => tensors.values().map(|tensor| tensor.bytes).sum(),
-        }
+        let packed = |(rows, columns, kind): (usize, usize, GgmlType)| match rows {
+            1 => 4 * columns as u64,
+            _ => encoding(kind).unwrap_or(Encoding::F32).packed().bytes(rows, columns) as u64,
+        };
+        self.table.shapes().into_iter().map(packed).sum()
     }
 
     /// A matrix of the stacked `parts`, each `rows × columns`, packed in its own format; parts of
-    /// different formats, and formats without a kernel, become f32.
+    /// different formats in one that keeps both, or in f32 if none does.
     ///
     /// # Errors
     /// A missing tensor, another shape, or data that cannot be read.
     pub fn matrix(&self, parts: &[Part], columns: usize) -> Result<Arc<Packed>, LoadError> {
         let found = self.find_parts(parts, columns)?;
         let rows = found.iter().map(|tensor| tensor.rows).sum();
-        let kind = found[0].kind;
-        let same = found.iter().all(|tensor| tensor.kind == kind);
-        let packed = match encoding(kind).filter(|_| same) {
-            Some(encoding) => {
+        let encodings: Option<Vec<Encoding>> =
+            found.iter().map(|tensor| encoding(tensor.kind)).collect();
+        let encodings = encodings.filter(|encodings| one_format(encodings));
+        let packed = match encodings {
+            Some(encodings) => {
                 let data = self.read_parts(parts, &found)?;
                 let slices = in_order(parts, &found, &data)?;
-                Packed::from_rows(rows, columns, encoding, |row| slices[row])
+                let counts = found.iter().zip(encodings);
+                let of: Vec<Encoding> =
+                    counts.flat_map(|(tensor, of)| std::iter::repeat_n(of, tensor.rows)).collect();
+                Packed::from_mixed_rows(rows, columns, |row| (of[row], slices[row]))
             }
             None => Packed::from_f32(rows, columns, &self.stack_f32(parts, &found)?),
         };
@@ -180,14 +164,29 @@ impl Weights {
     pub fn vector(&self, tensors: &[String], len: usize) -> Result<Vector, LoadError> {
         let mut values = Vec::with_capacity(len);
         for name in tensors {
-            let tensor = self.find(name)?;
-            let data = self.read(name, &tensor)?;
+            let tensor = self.table.find(name)?;
+            let data = self.table.read(name, &tensor)?;
             values.extend(dequantize::to_f32(name, tensor.kind, &data)?);
         }
         if values.len() != len {
             let names = tensors.join(", ");
             let have = values.len();
             return Err(LoadError::Shape(format!("{names}: {have} values, {len} expected")));
+        }
+        Ok(values.into())
+    }
+
+    /// The stacked biases of `parts`, in the order of their rows.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn bias(&self, parts: &[Part]) -> Result<Vector, LoadError> {
+        let mut values = Vec::new();
+        for part in parts {
+            let stored = self.vector(std::slice::from_ref(&part.tensor), part.rows)?;
+            for row in 0..part.rows {
+                values.push(stored[part.order.stored(row, part.rows)?]);
+            }
         }
         Ok(values.into())
     }
@@ -204,13 +203,17 @@ impl Weights {
     }
 
     fn read_parts(&self, parts: &[Part], found: &[Found]) -> Result<Vec<Vec<u8>>, LoadError> {
-        parts.iter().zip(found).map(|(part, tensor)| self.read(&part.tensor, tensor)).collect()
+        parts
+            .iter()
+            .zip(found)
+            .map(|(part, tensor)| self.table.read(&part.tensor, tensor))
+            .collect()
     }
 
     fn find_parts(&self, parts: &[Part], columns: usize) -> Result<Vec<Found>, LoadError> {
         let mut found = Vec::with_capacity(parts.len());
         for part in parts {
-            let tensor = self.find(&part.tensor)?;
+            let tensor = self.table.find(&part.tensor)?;
             if (tensor.rows, tensor.columns) != (part.rows, columns) {
                 return Err(LoadError::Shape(format!(
                     "tensor '{}' is {} × {}, {} × {columns} expected",
@@ -220,29 +223,6 @@ impl Weights {
             found.push(tensor);
         }
         Ok(found)
-    }
-
-    fn find(&self, name: &str) -> Result<Found, LoadError> {
-        let (shape, kind, offset, bytes) = match &self.table {
-            Table::Gguf(header) => {
-                let tensor = header.tensors.get(name).ok_or_else(|| missing(name))?;
-                (&tensor.shape, tensor.kind, tensor.offset, tensor.bytes)
-            }
-            Table::Safetensors(tensors) => {
-                let tensor = tensors.get(name).ok_or_else(|| missing(name))?;
-                (&tensor.shape, float_kind(name, &tensor.dtype)?, tensor.offset, tensor.bytes)
-            }
-        };
-        let columns = shape.last().copied().unwrap_or(1);
-        let rows = shape.iter().rev().skip(1).product();
-        Ok(Found { rows, columns, kind, offset, bytes: bytes as usize })
-    }
-
-    fn read(&self, name: &str, tensor: &Found) -> Result<Vec<u8>, LoadError> {
-        let mut data = vec![0; tensor.bytes];
-        let read = self.file.read_exact_at(&mut data, tensor.offset);
-        read.map_err(|source| LoadError::Read { tensor: name.to_owned(), source })?;
-        Ok(data)
     }
 }
 
@@ -305,7 +285,7 @@ impl RowOrder {
     }
 }
 
-/// How the kernels' packer names a format; none for formats without a kernel.
+/// How the kernels' packer names a format; none for unknown ones.
 fn encoding(kind: GgmlType) -> Option<Encoding> {
     match kind {
         GgmlType::F32 => Some(Encoding::F32),
@@ -313,22 +293,27 @@ fn encoding(kind: GgmlType) -> Option<Encoding> {
         GgmlType::BF16 => Some(Encoding::Bf16),
         GgmlType::Q4_0 => Some(Encoding::Q4Zero),
         GgmlType::Q4_1 => Some(Encoding::Q4One),
+        GgmlType::Q5_0 => Some(Encoding::Q5Zero),
+        GgmlType::Q5_1 => Some(Encoding::Q5One),
         GgmlType::Q8_0 => Some(Encoding::Q8Zero),
-        _ => None,
+        GgmlType::Q2_K => Some(Encoding::Q2K),
+        GgmlType::Q3_K => Some(Encoding::Q3K),
+        GgmlType::Q4_K => Some(Encoding::Q4K),
+        GgmlType::Q5_K => Some(Encoding::Q5K),
+        GgmlType::Q6_K => Some(Encoding::Q6K),
+        GgmlType::Other(_) => None,
     }
+}
+
+/// Whether one format of panels keeps all of these.
+fn one_format(encodings: &[Encoding]) -> bool {
+    let mut formats = encodings.iter().map(|encoding| encoding.packed());
+    let first = formats.next();
+    first.is_some_and(|first| formats.try_fold(first, PackedFormat::common).is_some())
 }
 
 fn missing(name: &str) -> LoadError {
     LoadError::Shape(format!("tensor '{name}' is missing"))
-}
-
-fn float_kind(name: &str, dtype: &DType) -> Result<GgmlType, LoadError> {
-    match dtype {
-        DType::F32 => Ok(GgmlType::F32),
-        DType::F16 => Ok(GgmlType::F16),
-        DType::BF16 => Ok(GgmlType::BF16),
-        other => Err(LoadError::Shape(format!("tensor '{name}' has format {other:?}"))),
-    }
 }
 
 #[cfg(test)]

@@ -128,8 +128,10 @@ fn float_files_agree_everywhere() {
 #[test]
 fn quantised_files_agree_but_for_near_ties() {
     // Both round activations to 8 bits, each in its own groups; made-up weights have many ties.
-    use GgmlDType::{Q4_0, Q4_1, Q4K, Q5_0, Q6K, Q8_0};
-    let mixes = [(Q4_0, Q4_0), (Q4_1, Q4_1), (Q8_0, Q8_0), (Q5_0, Q5_0), (Q4K, Q6K), (Q4_0, Q8_0)];
+    use GgmlDType::{Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    let alone = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K].map(|one| (one, one));
+    let mixes = [(Q4K, Q6K), (Q3K, Q5K), (Q4_0, Q8_0), (Q5_0, Q8_0), (Q4K, Q8_0)];
+    let mixes = alone.into_iter().chain(mixes);
     for (format, value_format) in mixes {
         let agreed = agreement(format, value_format);
         eprintln!("{format:?} with {value_format:?}: {agreed} of {POSITIONS}");

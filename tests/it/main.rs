@@ -4,9 +4,11 @@
 
 mod api;
 mod candle;
+mod checkpoint;
 mod cli;
 mod clients;
 mod connections;
+mod decoders;
 mod drain;
 mod encoders;
 mod fixtures;

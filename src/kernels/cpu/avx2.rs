@@ -242,6 +242,88 @@ impl Isa for Avx2 {
             exact
         }
     }
+
+    #[inline(always)]
+    fn bytes(self, from: &[u8; LANES]) -> Pair {
+        // SAFETY: see above; twice 8 of the 16 bytes behind a shared reference.
+        both(|i| unsafe {
+            let bytes = _mm_loadl_epi64(from.as_ptr().add(i * 8).cast());
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_half_q4<const R: usize>(
+        self,
+        weights: &[u8; 128],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [Pair; R] {
+        assert!(half < 2);
+        // SAFETY: see above; 2 vectors of 64 bytes, 4 quads half a row.
+        unsafe {
+            // As in `dot_q4`, half as many.
+            let mut words = [[_mm256_setzero_si256(); 2]; R];
+            let low = _mm256_set1_epi8(15);
+            for j in 0..2 {
+                for side in 0..2 {
+                    let at = weights.as_ptr().add(j * 64 + side * 32);
+                    let packed = _mm256_loadu_si256(at.cast());
+                    let first = _mm256_and_si256(packed, low);
+                    let second = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
+                    for r in 0..R {
+                        for (values, i) in [(first, 0), (second, 1)] {
+                            let quad = quad(&rows[r], 4 * half + 2 * j + i);
+                            let products = _mm256_maddubs_epi16(values, quad);
+                            words[r][side] = _mm256_add_epi16(words[r][side], products);
+                        }
+                    }
+                }
+            }
+            let ones = _mm256_set1_epi16(1);
+            let mut exact = [[_mm256_setzero_ps(); 2]; R];
+            for r in 0..R {
+                for side in 0..2 {
+                    let sums = _mm256_madd_epi16(words[r][side], ones);
+                    exact[r][side] = _mm256_cvtepi32_ps(sums);
+                }
+            }
+            exact
+        }
+    }
+
+    #[inline(always)]
+    fn dot_half_q8<const R: usize>(
+        self,
+        weights: &[u8; 256],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [Pair; R] {
+        assert!(half < 2);
+        // SAFETY: see above; 4 vectors of 64 bytes, 4 quads half a row.
+        unsafe {
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            let ones = _mm256_set1_epi16(1);
+            for j in 0..4 {
+                for side in 0..2 {
+                    let at = weights.as_ptr().add(j * 64 + side * 32);
+                    let bytes = _mm256_loadu_si256(at.cast());
+                    for r in 0..R {
+                        // Two products are at most 2 × 127 × 127 and fit 16 bits.
+                        let quad = quad(&rows[r], 4 * half + j);
+                        let products = _mm256_maddubs_epi16(bytes, quad);
+                        let sums = _mm256_madd_epi16(products, ones);
+                        dots[r][side] = _mm256_add_epi32(dots[r][side], sums);
+                    }
+                }
+            }
+            let mut exact = [[_mm256_setzero_ps(); 2]; R];
+            for r in 0..R {
+                exact[r] = [_mm256_cvtepi32_ps(dots[r][0]), _mm256_cvtepi32_ps(dots[r][1])];
+            }
+            exact
+        }
+    }
 }
 
 /// Four bytes of a row, in every lane.

@@ -206,6 +206,78 @@ impl Isa for Avx512 {
             exact
         }
     }
+
+    #[inline(always)]
+    fn bytes(self, from: &[u8; LANES]) -> __m512 {
+        // SAFETY: see above; 16 bytes behind a shared reference.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_half_q4<const R: usize>(
+        self,
+        weights: &[u8; 128],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [__m512; R] {
+        assert!(half < 2);
+        // SAFETY: see above; 2 vectors of 64 bytes, 4 quads half a row.
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); R];
+            let low = _mm512_set1_epi8(15);
+            for j in 0..2 {
+                let both = _mm512_loadu_si512(weights.as_ptr().add(j * 64).cast());
+                let first = _mm512_and_si512(both, low);
+                let second = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                for r in 0..R {
+                    let at = 4 * half + 2 * j;
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], first, quad(&rows[r], at));
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], second, quad(&rows[r], at + 1));
+                }
+            }
+            exact(sums)
+        }
+    }
+
+    #[inline(always)]
+    fn dot_half_q8<const R: usize>(
+        self,
+        weights: &[u8; 256],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [__m512; R] {
+        assert!(half < 2);
+        // SAFETY: see above; 4 vectors of 64 bytes, 4 quads half a row.
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); R];
+            for j in 0..4 {
+                let bytes = _mm512_loadu_si512(weights.as_ptr().add(j * 64).cast());
+                for r in 0..R {
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], bytes, quad(&rows[r], 4 * half + j));
+                }
+            }
+            exact(sums)
+        }
+    }
+}
+
+/// Sums as f32, which they all fit.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn exact<const R: usize>(sums: [__m512i; R]) -> [__m512; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut exact = [_mm512_setzero_ps(); R];
+        for r in 0..R {
+            exact[r] = _mm512_cvtepi32_ps(sums[r]);
+        }
+        exact
+    }
 }
 
 /// Four bytes of a row, in every lane.

@@ -6,6 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::attention::{packed::PackedTask, paged::PagedTask};
+use super::head_norm::HeadNormTask;
 use super::isa::{Set, SetKind, Task};
 use super::linear::LinearTask;
 use super::rope::{RopeStoreTask, RopeTask};
@@ -270,6 +271,7 @@ impl Walk<'_> {
             Op::Embed(op) => self.task(&EmbedTask::new(op, around), alone),
             Op::Norm(op) => self.task(&NormTask::new(op, around), alone),
             Op::Linear(op) => self.task(&LinearTask::new(op, around), alone),
+            Op::HeadNorm(op) => self.task(&HeadNormTask::new(op, around), alone),
             Op::RopeStore(op) => self.task(&RopeStoreTask::new(op, around), alone),
             Op::Rope(op) => self.task(&RopeTask::new(op, around), alone),
             Op::PagedAttention(op) => self.task(&PagedTask::new(op, around), alone),
@@ -332,6 +334,7 @@ impl Load {
                 let read = if products == 0 { 0 } else { op.weight.bytes() };
                 products / 100 + read / 20
             }
+            Op::HeadNorm(op) => self.rows * op.qkv.width / 8,
             Op::RopeStore(op) => self.rows * op.qkv.width / 2,
             Op::Rope(op) => self.rows * op.qkv.width / 4,
             Op::PagedAttention(op) => self.seen * width(&op.output) / 16,

@@ -86,6 +86,25 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
         sums: &[f32; R],
     ) -> [Self::F; R];
 
+    /// 16 signed bytes.
+    fn bytes(self, from: &[u8; LANES]) -> Self::F;
+
+    /// As [`Isa::dot_q4`] with half a group of weights and half `half` of each row.
+    fn dot_half_q4<const R: usize>(
+        self,
+        weights: &[u8; 128],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [Self::F; R];
+
+    /// As [`Isa::dot_half_q4`] with 8-bit values of at most 127.
+    fn dot_half_q8<const R: usize>(
+        self,
+        weights: &[u8; 256],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [Self::F; R];
+
     /// Says that the cache line at `from` is read soon.
     #[inline(always)]
     fn prefetch(self, _from: *const u16) {}

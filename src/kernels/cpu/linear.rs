@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::executor::Surroundings;
 use super::isa::{Isa, LANES, Task};
+use super::large::{product_large, product_minimum};
 use super::math;
 use super::rows::vector;
 use super::views::{Floats, QuantTile, Quants, ROWS_TOGETHER};
@@ -94,7 +95,9 @@ impl<'a> LinearTask<'a> {
         let (rows, bytes) = (input.tile::<R>(first), self.op.weight.panel(panel));
         let sums = match self.op.weight.format {
             PackedFormat::Q8 => product_q8(s, bytes, &rows),
-            _ => product_q4(s, bytes, &rows),
+            PackedFormat::Q4 | PackedFormat::F32 => product_q4(s, bytes, &rows),
+            PackedFormat::Q8Minimum => product_minimum(s, bytes, &rows),
+            large => product_large(s, large, bytes, &rows),
         };
         for (r, sum) in sums.into_iter().enumerate() {
             self.finish(s, sum, first + r, panel);

@@ -136,15 +136,49 @@ impl Isa for Scalar {
     ) -> [Lanes; R] {
         dot(rows, |lane, i| i32::from(weights[i / 4 * 64 + lane * 4 + i % 4]) - 128)
     }
+
+    #[inline(always)]
+    fn bytes(self, from: &[u8; LANES]) -> Lanes {
+        each(|i| f32::from(from[i] as i8))
+    }
+
+    #[inline(always)]
+    fn dot_half_q4<const R: usize>(
+        self,
+        weights: &[u8; 128],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [Lanes; R] {
+        dot(&halves(rows, half), |lane, i| {
+            let byte = weights[i / 8 * 64 + lane * 4 + i % 4];
+            i32::from(if i % 8 < 4 { byte & 15 } else { byte >> 4 })
+        })
+    }
+
+    #[inline(always)]
+    fn dot_half_q8<const R: usize>(
+        self,
+        weights: &[u8; 256],
+        rows: &[[i8; GROUP]; R],
+        half: usize,
+    ) -> [Lanes; R] {
+        dot(&halves(rows, half), |lane, i| i32::from(weights[i / 4 * 64 + lane * 4 + i % 4]))
+    }
+}
+
+/// Half `half` of each row.
+#[inline(always)]
+fn halves<const R: usize>(rows: &[[i8; GROUP]; R], half: usize) -> [[i8; GROUP / 2]; R] {
+    rows.map(|row| row.as_chunks().0[half])
 }
 
 /// For each row and lane the sum over `i` of `row[i] × weight(lane, i)`, exact in i32 and in f32.
 #[inline(always)]
-fn dot<const R: usize>(
-    rows: &[[i8; GROUP]; R],
+fn dot<const R: usize, const K: usize>(
+    rows: &[[i8; K]; R],
     weight: impl Fn(usize, usize) -> i32,
 ) -> [Lanes; R] {
     rows.map(|row| {
-        each(|lane| (0..GROUP).map(|i| i32::from(row[i]) * weight(lane, i)).sum::<i32>() as f32)
+        each(|lane| (0..K).map(|i| i32::from(row[i]) * weight(lane, i)).sum::<i32>() as f32)
     })
 }

@@ -38,6 +38,87 @@ fn quantised_blocks_read_as_candle_reads_them() {
     }
 }
 
+/// Every format of GGUF, quantised by candle: its blocks, and its own reading of them.
+fn quantised(dtype: GgmlDType, n: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+    let tensor = Tensor::from_vec(values(n, k), (n, k), &Device::Cpu).unwrap();
+    let bytes = QTensor::quantize(&tensor, dtype).unwrap().data().unwrap().into_owned();
+    let aligned: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+    let blocks = &bytemuck::cast_slice(&aligned)[..bytes.len()];
+    let storage = QStorage::from_data(Cow::Borrowed(blocks), &Device::Cpu, dtype).unwrap();
+    let read = QTensor::new(storage, (n, k)).unwrap().dequantize(&Device::Cpu).unwrap();
+    (bytes, read.flatten_all().unwrap().to_vec1().unwrap())
+}
+
+#[test]
+fn five_bit_and_large_blocks_are_kept_exactly() {
+    use PackedFormat::{K4, K4Halves, K8, K8Halves, Q8, Q8Minimum};
+    for (encoding, dtype, format, bits) in [
+        (Encoding::Q5Zero, GgmlDType::Q5_0, Q8, 8.5),
+        (Encoding::Q5One, GgmlDType::Q5_1, Q8Minimum, 9.0),
+        (Encoding::Q2K, GgmlDType::Q2K, K4Halves, 5.25),
+        (Encoding::Q3K, GgmlDType::Q3K, K4Halves, 5.25),
+        (Encoding::Q4K, GgmlDType::Q4K, K4, 4.75),
+        (Encoding::Q5K, GgmlDType::Q5K, K8, 8.75),
+        (Encoding::Q6K, GgmlDType::Q6K, K8Halves, 9.25),
+    ] {
+        for (n, k) in [(16, 256), (37, 512), (1, 768)] {
+            let (bytes, expected) = quantised(dtype, n, k);
+            let packed = Packed::from_bytes(n, k, encoding, &bytes).unwrap();
+            assert_eq!(packed.format, format);
+            assert_eq!(rows_of(&packed), expected, "{encoding:?} {n} × {k}");
+        }
+        let (bytes, _) = quantised(dtype, 32, 512);
+        let packed = Packed::from_bytes(32, 512, encoding, &bytes).unwrap();
+        assert_eq!(packed.bytes() as f64 * 8.0 / (32.0 * 512.0), bits, "{encoding:?}");
+        assert_eq!(packed.bytes(), format.bytes(32, 512));
+    }
+}
+
+#[test]
+fn mixtures_keep_every_row_exactly() {
+    let formats = |large: bool| match large {
+        true => vec![
+            (Encoding::Q2K, GgmlDType::Q2K),
+            (Encoding::Q3K, GgmlDType::Q3K),
+            (Encoding::Q4K, GgmlDType::Q4K),
+            (Encoding::Q5K, GgmlDType::Q5K),
+            (Encoding::Q6K, GgmlDType::Q6K),
+        ],
+        false => vec![
+            (Encoding::Q4Zero, GgmlDType::Q4_0),
+            (Encoding::Q4One, GgmlDType::Q4_1),
+            (Encoding::Q5Zero, GgmlDType::Q5_0),
+            (Encoding::Q5One, GgmlDType::Q5_1),
+            (Encoding::Q8Zero, GgmlDType::Q8_0),
+        ],
+    };
+    let (n, k) = (20, 512);
+    for (large, format) in [(true, PackedFormat::K8Halves), (false, PackedFormat::Q8Minimum)] {
+        let formats = formats(large);
+        let all: Vec<_> = formats.iter().map(|(_, dtype)| quantised(*dtype, n, k)).collect();
+        let row = |r: usize| {
+            let encoding = formats[r % 5].0;
+            let bytes = encoding.row_bytes(k);
+            (encoding, &all[r % 5].0[r * bytes..(r + 1) * bytes])
+        };
+        let packed = Packed::from_mixed_rows(n, k, row).unwrap();
+        assert_eq!(packed.format, format);
+        let read = rows_of(&packed);
+        for r in 0..n {
+            let own = r * k..(r + 1) * k;
+            assert_eq!(read[own.clone()], all[r % 5].1[own], "row {r} as {:?}", formats[r % 5].0);
+        }
+    }
+    let (k4, q8) = (quantised(GgmlDType::Q4K, 1, 256).0, quantised(GgmlDType::Q8_0, 1, 256).0);
+    let row = |r| if r == 0 { (Encoding::Q4K, &k4[..]) } else { (Encoding::Q8Zero, &q8[..]) };
+    let error = Packed::from_mixed_rows(2, 256, row).unwrap_err().to_string();
+    assert_eq!(error, "rows as Q4K and as Q8Zero in one quantised matrix");
+    // Five-bit values without a minimum and 8-bit ones need none.
+    let q5 = quantised(GgmlDType::Q5_0, 1, 256).0;
+    let row = |r| if r == 0 { (Encoding::Q5Zero, &q5[..]) } else { (Encoding::Q8Zero, &q8[..]) };
+    assert_eq!(Packed::from_mixed_rows(2, 256, row).unwrap().format, PackedFormat::Q8);
+}
+
 #[test]
 fn floats_of_every_width() {
     for (n, k) in [(1, 1), (40, 37), (16, 64)] {
@@ -88,6 +169,10 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(
         refusal(33, Encoding::Q8Zero, 68),
         "a quantised row of 33 values is not a multiple of 32"
+    );
+    assert_eq!(
+        refusal(128, Encoding::Q6K, 0),
+        "a quantised row of 128 values is not a multiple of 256"
     );
     assert_eq!(refusal(32, Encoding::Q4One, 39), "row 0 has 39 bytes, 40 expected");
     assert!(Packed::from_f32(2, 3, &[0.0; 5]).is_err());
