@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod api;
+mod autoscaling;
 mod candle;
 mod cli;
 mod clients;
@@ -10,6 +11,7 @@ mod drain;
 mod fixtures;
 mod formats;
 mod headers;
+mod hpa;
 mod k8s_agreement;
 mod k8s_alerts;
 mod k8s_manifests;
