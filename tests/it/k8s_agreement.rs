@@ -196,6 +196,12 @@ fn the_server_can_read_its_configuration() {
         }
         let grace = pod.spec["terminationGracePeriodSeconds"].as_f64().unwrap();
         assert_eq!(config.drain.grace.as_secs_f64(), grace, "{}", pod.place);
+        for monitor in all(objects, "PodMonitor") {
+            let interval = &monitor["spec"]["podMetricsEndpoints"][0]["interval"];
+            let interval = interval.as_str().unwrap().trim_end_matches('s').parse().unwrap();
+            let linger = config.drain.linger.as_secs();
+            assert!(linger > interval, "{}: a last scrape comes too late", pod.place);
+        }
         assert_eq!(config.cpu.threads, Some(cores(&pod).div_ceil(1000) as usize), "{}", pod.place);
     }
     assert!(promised.is_empty(), "served by now, take them out of the list: {promised:?}");
@@ -381,7 +387,7 @@ fn shares_of_a_device_add_up() {
             assert!(4 * (config.device.memory_limit.unwrap() + context) <= device);
         }
     }
-    let limits = &one(&rendered()["components/mig"], "Deployment", "sconce")["spec"]["template"]["spec"]
-        ["containers"][0]["resources"]["limits"];
-    assert!(limits.get("nvidia.com/mig-1g.10gb").is_some());
+    let deployment = one(&rendered()["components/mig"], "Deployment", "sconce");
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    assert!(container["resources"]["limits"].get("nvidia.com/mig-1g.10gb").is_some());
 }
