@@ -3,19 +3,28 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod api;
+mod autoscaling;
 mod candle;
 mod checkpoint;
 mod cli;
 mod clients;
 mod connections;
 mod decoders;
+mod day;
 mod drain;
 mod encoders;
 mod fixtures;
+mod fleet;
 mod formats;
 mod headers;
 mod image;
 mod keys;
+mod hpa;
+mod k8s_agreement;
+mod k8s_alerts;
+mod k8s_manifests;
+mod k8s_queries;
+mod k8s_tools;
 mod models;
 mod prometheus;
 mod proxies;

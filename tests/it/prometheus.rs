@@ -2,6 +2,7 @@
 //! Debian's `prometheus` package: `cargo test -- --ignored`.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use crate::server::{Server, chat, get, post};
 
 /// A running Prometheus.
-struct Prometheus {
+pub(crate) struct Prometheus {
     child: Child,
     port: u16,
     _folder: tempfile::TempDir,
@@ -19,19 +20,26 @@ struct Prometheus {
 impl Prometheus {
     /// Scrapes `address` every second as job `sconce` in namespace `test`.
     fn scrape(address: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let config = format!(
             "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: sconce\n  \
              static_configs:\n  - targets: ['{address}']\n    labels: {{namespace: test}}\n"
         );
+        Self::start(&config, None)
+    }
+
+    /// Starts one with a configuration, on data that is there if so told.
+    pub(crate) fn start(config: &str, data: Option<&Path>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("prometheus.yml");
         std::fs::write(&file, config).unwrap();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
+        let own = folder.path().join("data");
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", file.display()))
-            .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+            .arg(format!("--storage.tsdb.path={}", data.unwrap_or(&own).display()))
+            .arg("--storage.tsdb.retention.time=100y")
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -40,10 +48,14 @@ impl Prometheus {
         Self { child, port, _folder: folder }
     }
 
+    /// URL of a path.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
     /// The value of a query that gives one element; none as long as it gives nothing.
-    fn query(&self, query: &str) -> Option<f64> {
-        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let url = format!("http://127.0.0.1:{}/api/v1/query?query={encoded}", self.port);
+    pub(crate) fn query(&self, query: &str) -> Option<f64> {
+        let url = self.url(&format!("/api/v1/query?query={}", encoded(query)));
         let answer: Value = serde_json::from_str(&get(&url).1).ok()?;
         let result = answer["data"]["result"].as_array()?;
         assert!(result.len() <= 1, "a scaler needs one element: {answer}");
@@ -51,7 +63,7 @@ impl Prometheus {
     }
 
     /// Waits until a query gives a number that suits.
-    fn wait(&self, query: &str, suits: impl Fn(f64) -> bool) -> f64 {
+    pub(crate) fn wait(&self, query: &str, suits: impl Fn(f64) -> bool) -> f64 {
         let started = Instant::now();
         loop {
             let value = self.query(query);
@@ -70,6 +82,11 @@ impl Drop for Prometheus {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A query as part of a URL.
+pub(crate) fn encoded(query: &str) -> String {
+    query.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 const QUEUE: &str = r#"sum(max_over_time(sconce_queue_depth{namespace="test",job="sconce"}[1m]))"#;
