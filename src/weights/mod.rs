@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::kernels::ops::Vector;
-use crate::kernels::packed::{Encoding, Packed};
+use crate::kernels::packed::{Encoding, Packed, PackedFormat};
 use crate::store::HeaderError;
 use crate::store::gguf::{self, GgmlType, Header};
 use crate::store::safetensors::{self, DType};
@@ -303,6 +303,11 @@ impl RowOrder {
         let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
         Ok(head * head_dim + 2 * pair + half)
     }
+}
+
+/// What a matrix of this format becomes in a CPU's memory.
+pub fn packed_format(kind: GgmlType) -> PackedFormat {
+    encoding(kind).map_or(PackedFormat::F32, Encoding::packed)
 }
 
 /// How the kernels' packer names a format; none for formats without a kernel.
