@@ -92,7 +92,8 @@ pub(super) fn place(
     let room = &terms.room;
     let fit = Fit::of(&wanted, device, room).map_err(Unfit::Memory)?;
     let speed = Speed::of(device, &room.assumed);
-    if let Some(what) = speed.too_slow(&wanted, (room.assumed.p95_generate, room.assumed.p95_encode))
+    if let Some(what) =
+        speed.too_slow(&wanted, (room.assumed.p95_generate, room.assumed.p95_encode))
     {
         return Err(Unfit::Slow(what));
     }
@@ -114,7 +115,7 @@ pub(super) fn place(
         );
         return Err(Unfit::Node(what));
     }
-    let warnings = pod.warnings(work, device, room, point.as_ref());
+    let warnings = pod.warnings(work, device, room, (point.as_ref(), &terms.by_hand));
     let month = |spot: bool| {
         let count = f64::from(replicas + u32::from(spot));
         Some(device.hourly(spot)? * count * room.assumed.hours)

@@ -38,9 +38,9 @@ struct Chip {
     memory_mib: u64,
     bandwidth_gb_s: f64,
     tflops: f64,
-    /// As the node label `nvidia.com/gpu.product` says it.
+    /// With quantised weights, where that is another rate.
     #[serde(default)]
-    product: String,
+    tflops_quantised: Option<f64>,
 }
 
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -118,6 +118,8 @@ pub(super) struct Device {
     /// Peak bytes and operations a second.
     pub(super) bandwidth: f64,
     pub(super) flops: f64,
+    /// With quantised weights.
+    pub(super) flops_quantised: f64,
     /// Its part of a whole GPU's price.
     pub(super) share: f64,
     /// How many of it a node has.
@@ -126,8 +128,6 @@ pub(super) struct Device {
     pub(super) resource: Option<String>,
     /// Pods that take turns on one GPU.
     pub(super) replicas: u32,
-    /// As the node's label says it.
-    pub(super) product: String,
     pub(super) instance: Instance,
 }
 
@@ -139,6 +139,11 @@ impl Device {
             true => self.instance.spot_usd_per_hour?,
         };
         Some(node / f64::from(self.instance.count.max(1)) * self.share)
+    }
+
+    /// GPUs of its machine; 1 for a CPU.
+    pub(super) fn gpus(&self) -> u32 {
+        self.instance.count
     }
 
     /// Name and machine, for people.
@@ -190,6 +195,22 @@ impl Table {
 
     fn check(&self) -> Result<(), PlanError> {
         let wrong = |what: String| Err(PlanError::new(Fault::Data, what));
+        // They come into manifests and tables as they are.
+        let plain = |text: &str| {
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        };
+        let profiles = self.migs.iter().flat_map(|mig| &mig.profiles);
+        let names =
+            self.chips.iter().map(|chip| &chip.name).chain(
+                self.instances.iter().flat_map(|instance| [&instance.name, &instance.as_of]),
+            );
+        let names = names.chain(profiles.clone().map(|slice| &slice.profile));
+        if let Some(odd) = names.into_iter().find(|name| !plain(name)) {
+            return wrong(format!("{odd:?}: names and dates have letters, digits, '.', '_', '-'"));
+        }
+        if let Some(odd) = profiles.into_iter().find(|it| it.count == 0 || it.sevenths > 7) {
+            return wrong(format!("profile {}: 1 or more a GPU, at most 7 sevenths", odd.profile));
+        }
         for instance in &self.instances {
             let name = &instance.name;
             if !self.chips.iter().any(|chip| chip.name == instance.chip) {
@@ -297,11 +318,11 @@ impl Table {
             memory: (chip.memory_mib << 20) / u64::from(replicas),
             bandwidth: chip.bandwidth_gb_s * 1e9 * scale,
             flops: chip.tflops * 1e12 * scale,
+            flops_quantised: chip.tflops_quantised.unwrap_or(chip.tflops) * 1e12 * scale,
             share,
             per_node: instance.count * replicas,
             resource: gpu.then(|| "nvidia.com/gpu".to_owned()),
             replicas,
-            product: chip.product.clone(),
             instance: instance.clone(),
         }
     }
@@ -322,6 +343,7 @@ impl Table {
                     memory: (slice.memory_gib * f64::from(1 << 30)) as u64,
                     bandwidth: whole.bandwidth * f64::from(slice.eighths) / 8.0,
                     flops: whole.flops * f64::from(slice.sevenths) / 7.0,
+                    flops_quantised: whole.flops_quantised * f64::from(slice.sevenths) / 7.0,
                     share: 1.0 / f64::from(slice.count),
                     per_node: instance.count * slice.count,
                     resource: Some(format!("nvidia.com/mig-{profile}")),
@@ -344,7 +366,8 @@ impl Table {
             .map(|nearest| format!(" did you mean {nearest}?"))
             .unwrap_or_default();
         let known = known.join(", ");
-        let message = format!("no device is called {name:?}:{hint} known are {known}; -f FILE adds");
+        let message =
+            format!("no device is called {name:?}:{hint} known are {known}; -f FILE adds");
         PlanError::new(Fault::Usage, message)
     }
 }

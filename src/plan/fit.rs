@@ -52,6 +52,8 @@ pub(super) struct Fit {
     pub(super) spare: u64,
     /// For each model.
     pub(super) parts: Vec<Part>,
+    /// The largest tensor, on its way through host memory.
+    pub(super) staging: u64,
     #[serde(skip)]
     pub(super) pages: Pages,
 }
@@ -102,7 +104,7 @@ impl Fit {
     /// # Errors
     /// What is short.
     pub(super) fn of(wanted: &[Wanted<'_>], device: &Device, room: &Room) -> Result<Self, Short> {
-        let (usable, process, limit) = limits(wanted.len(), device, room);
+        let (usable, process, limit) = limits(wanted, device, room);
         let lanes = lanes(wanted);
         let quantised = |model: &Model| device.kind == Kind::Cpu && model.weights.quantised;
         let sizes = wanted.iter().zip(&lanes).map(|(one, (_, capacity))| {
@@ -131,8 +133,10 @@ impl Fit {
         let pages = cut(&lanes, asked, ledger);
         ledger.kv = region(&pages);
         let parts = wanted.iter().zip(&lanes).zip(weights.iter().zip(&workspaces));
-        let parts = parts.map(|((one, lane), (weights, workspace))| {
-            Part { weights: *weights, workspace: *workspace, ..kv_part(one, lane, &pages) }
+        let parts = parts.map(|((one, lane), (weights, workspace))| Part {
+            weights: *weights,
+            workspace: *workspace,
+            ..kv_part(one, lane, &pages)
         });
         let taken = ledger.weights + ledger.workspace + ledger.kv;
         Ok(Self {
@@ -146,20 +150,21 @@ impl Fit {
             kv_guaranteed: guaranteed,
             spare: limit.saturating_sub(taken),
             parts: parts.collect(),
+            staging: wanted.iter().map(|one| one.model.weights.largest).max().unwrap_or(0),
             pages,
         })
     }
 
     /// Host memory that the process needs, without margin.
     pub(super) fn host_need(&self, kind: Kind, assumed: &Assumptions) -> u64 {
-        let process = host_bytes(self.parts.len(), kind, assumed);
+        let process = host_bytes(self.parts.len(), kind, assumed) + self.staging;
         let ledger = self.weights + self.workspace + self.kv;
         if kind == Kind::Cpu { process + ledger } else { process }
     }
 }
 
 /// Usable bytes, the process's, and the ledger's limit.
-fn limits(models: usize, device: &Device, room: &Room) -> (u64, u64, u64) {
+fn limits(wanted: &[Wanted<'_>], device: &Device, room: &Room) -> (u64, u64, u64) {
     match device.kind {
         Kind::Gpu => {
             let context = room.assumed.context_mib * MIB;
@@ -169,17 +174,21 @@ fn limits(models: usize, device: &Device, room: &Room) -> (u64, u64, u64) {
         Kind::Cpu => {
             let node = device.instance.memory_mib * MIB;
             let pod = node.saturating_sub(room.daemonset_bytes);
-            let process = host_bytes(models, Kind::Cpu, &room.assumed);
-            // The request has 30 % on top of everything.
-            (pod, process, (pod / 13 * 10).saturating_sub(process))
+            let staging = wanted.iter().map(|one| one.model.weights.largest).max().unwrap_or(0);
+            let process = host_bytes(wanted.len(), Kind::Cpu, &room.assumed) + staging;
+            // The request has 30 % on top of everything, in whole steps of 64 MiB.
+            let pod = pod.saturating_sub(64 * MIB);
+            (
+                node.saturating_sub(room.daemonset_bytes),
+                process,
+                (pod / 13 * 10).saturating_sub(process),
+            )
         }
     }
 }
 
 fn lanes(wanted: &[Wanted<'_>]) -> Vec<(Outline, Capacity)> {
-    let lane = |one: &Wanted<'_>| {
-        (one.model.shape.outline(), one.model.capacity(one.load.context))
-    };
+    let lane = |one: &Wanted<'_>| (one.model.shape.outline(), one.model.capacity(one.load.context));
     wanted.iter().map(lane).collect()
 }
 

@@ -1,12 +1,17 @@
 //! `sconce plan`: from "these models" to the right GPU or slice, its pods, their thresholds and the
 //! bill, by arithmetic on headers and shapes. Opens no device and loads no weights.
 
+mod calibrate;
 mod choose;
+mod command;
+mod compare;
 mod devices;
 mod fit;
+mod kustomize;
 mod load;
 mod model;
 mod pod;
+mod probe;
 mod report;
 mod shape;
 mod speed;
@@ -24,6 +29,7 @@ use devices::{Device, Table};
 use fit::{Room, Wanted};
 use model::Model;
 use pod::ByHand;
+use probe::Target;
 use report::Report;
 
 /// What the command was asked.
@@ -106,9 +112,41 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub concurrency: Option<f64>,
 
-    /// table or json
+    /// Measure that on a running server (http://HOST:PORT) under load; objectives are --load's
+    #[arg(long, value_name = "URL", conflicts_with = "concurrency")]
+    pub calibrate: Option<String>,
+
+    /// Most streams, and most seconds, of --calibrate
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub calibrate_streams: usize,
+
+    /// See --calibrate-streams
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub calibrate_seconds: u64,
+
+    /// Compare with a running server by its admin port (http://HOST:PORT)
+    #[arg(long, value_name = "URL")]
+    pub from: Option<String>,
+
+    /// Seconds to look for peaks there
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub watch: u64,
+
+    /// table, json or kustomize (an overlay of k8s/base that deploys the plan)
     #[arg(short = 'o', long, value_name = "FORMAT", default_value = "table")]
     pub output: String,
+
+    /// Folder of the overlay
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Way from the overlay to the base; components lie beside it
+    #[arg(long, value_name = "PATH", default_value = "../../base")]
+    pub base: String,
+
+    /// Components of the overlay, beside keda-prometheus and spot's: karpenter, gke, monitoring, ...
+    #[arg(long = "component", value_name = "NAME")]
+    pub components: Vec<String>,
 }
 
 /// Why there is no plan.
@@ -167,8 +205,8 @@ pub fn run(config: &Config, args: &Args, out: &mut dyn Write) -> Result<(), Plan
     if models.is_empty() {
         return Err(PlanError::new(Fault::Usage, "no model to plan for"));
     }
-    let (loads, notes) = load::complete(&models, &args.loads, &assumed)?;
-    let terms = terms(args, assumed)?;
+    let (loads, mut notes) = load::complete(&models, &args.loads, &assumed)?;
+    let mut terms = terms(args, assumed)?;
     let wanted: Vec<Wanted<'_>> =
         models.iter().zip(&loads).map(|(model, load)| Wanted { model, load: *load }).collect();
     if !(1..=64).contains(&args.time_slicing) {
@@ -180,15 +218,26 @@ pub fn run(config: &Config, args: &Args, out: &mut dyn Write) -> Result<(), Plan
                        spot_usd_per_hour in a file of -f";
         return Err(PlanError::new(Fault::Usage, message));
     }
-    let Some(groups) = choose::group(&wanted, &devices, &terms, args.together) else {
+    if let Some(measured) = measure(args, &wanted)? {
+        terms.by_hand.concurrency = measured.concurrency.map(|streams| streams as f64);
+        notes.extend(measured.notes);
+    }
+    let overlay = args.output == "kustomize";
+    let Some(groups) = choose::group(&wanted, &devices, &terms, args.together || overlay) else {
         return Err(nothing_fits(&wanted, &devices, &table, &terms));
     };
-    let report = Report::of(&wanted, groups, &devices, &terms, notes);
+    let mut report = Report::of(&wanted, groups, &devices, &terms, notes);
+    if let Some(url) = &args.from {
+        let target = Target::parse("--from", url)?;
+        let watched = probe::wait(compare::watch(&target, args.watch.min(3600)))?;
+        report.observed = report.groups.iter().flat_map(|it| watched.against(it)).collect();
+    }
     let text = match args.output.as_str() {
         "table" => table::render(&report),
         "json" => report.to_json(),
+        "kustomize" => write_overlay(&report, &models, args, &devices)?,
         other => {
-            let message = format!("-o {other:?}: must be table or json");
+            let message = format!("-o {other:?}: must be table, json or kustomize");
             return Err(PlanError::new(Fault::Usage, message));
         }
     };
@@ -196,6 +245,45 @@ pub fn run(config: &Config, args: &Args, out: &mut dyn Write) -> Result<(), Plan
     let _ = out.write_all(text.as_bytes());
     let _ = out.flush();
     Ok(())
+}
+
+/// What a running server can hold within the objectives, where one is named.
+fn measure(args: &Args, wanted: &[Wanted<'_>]) -> Result<Option<calibrate::Measured>, PlanError> {
+    let Some(url) = &args.calibrate else { return Ok(None) };
+    let target = Target::parse("--calibrate", url)?;
+    let bounds = calibrate::Bounds {
+        streams: args.calibrate_streams.clamp(1, 1024),
+        total: std::time::Duration::from_secs(args.calibrate_seconds.clamp(1, 3600)),
+    };
+    let measured = probe::wait(calibrate::run(&target, wanted, bounds))?;
+    if measured.concurrency.is_none() {
+        let levels = measured.notes.join("\n  ");
+        let message = format!("--calibrate: not even one request at a time keeps it\n  {levels}");
+        return Err(PlanError::new(Fault::Fit, message));
+    }
+    Ok(Some(measured))
+}
+
+/// Writes the overlay and says which files.
+fn write_overlay(
+    report: &Report,
+    models: &[Model],
+    args: &Args,
+    devices: &[Device],
+) -> Result<String, PlanError> {
+    let Some(folder) = &args.out else {
+        return Err(PlanError::new(Fault::Usage, "-o kustomize needs --out DIR"));
+    };
+    let site = kustomize::Site {
+        base: &args.base,
+        components: &args.components,
+        command: &command::line(args),
+        spot: args.spot,
+        devices,
+    };
+    let files = kustomize::render(report, models, &site)?;
+    kustomize::write(folder, &files)?;
+    Ok(files.iter().map(|(name, _)| format!("{}\n", folder.join(name).display())).collect())
 }
 
 fn discount(args: &Args) -> Result<Option<f64>, PlanError> {

@@ -56,6 +56,8 @@ pub(super) struct WeightBytes {
     pub(super) total: u64,
     pub(super) layers: u64,
     pub(super) head: u64,
+    /// The largest tensor: it passes through host memory whole.
+    pub(super) largest: u64,
     /// As a CPU keeps them, packed for its kernels.
     pub(super) cpu: u64,
     /// Formats by name, the largest part first.
@@ -100,7 +102,8 @@ impl Source<'_> {
         let wrong = |what: String| PlanError::new(Fault::Data, format!("{}: {what}", self.name));
         let start = std::io::BufReader::with_capacity(1 << 16, self.start);
         if self.name.ends_with(".gguf") {
-            let header = gguf::parse(start, self.bytes).map_err(|error| wrong(error.to_string()))?;
+            let header =
+                gguf::parse(start, self.bytes).map_err(|error| wrong(error.to_string()))?;
             return Ok(WeightHeader::Gguf(Box::new(header)));
         }
         let table =
@@ -161,6 +164,7 @@ impl WeightBytes {
             this.params += params;
             this.total += tensor.bytes;
             this.cpu += tensor.cpu_bytes();
+            this.largest = this.largest.max(tensor.bytes);
             if tensor.is_layer() {
                 this.layer_params += params;
                 this.layers += tensor.bytes;
@@ -194,6 +198,7 @@ impl WeightBytes {
             total: bytes(params),
             layers: bytes(parameters.layers),
             head: bytes(parameters.head),
+            largest: bytes((shape.vocab * shape.hidden).max(shape.ff * shape.hidden)),
             cpu: (params as f64 * sample) as u64,
             formats: vec![format_name(kind)],
             quantised: is_quantised(kind),
@@ -271,7 +276,8 @@ impl Model {
             })?);
         }
         let config_json = files.path("config.json");
-        let mut model = Self::from_files(&manifest.name, &paths, config_json.map(PathBuf::as_path))?;
+        let mut model =
+            Self::from_files(&manifest.name, &paths, config_json.map(PathBuf::as_path))?;
         model.context = manifest.limits.context;
         model.seats = manifest.limits.seats;
         model.manifest = manifest_text(&config.models.dir, &manifest.name);

@@ -128,7 +128,11 @@ impl Pod {
             storage: by_hand.storage.unwrap_or(storage),
             cache,
             resource: device.resource.clone(),
-            device_memory_limit: fit.limit,
+            device_memory_limit: match device.kind {
+                Kind::Gpu => fit.limit,
+                // The pod's own memory: what the ledger needs, not all that the node has.
+                Kind::Cpu => (fit.weights + fit.workspace + fit.kv).next_multiple_of(MIB),
+            },
             kv_bytes: fit.kv,
             device_share: device.share,
             grace_seconds: by_hand.grace_seconds.unwrap_or_else(|| grace(longest(point))),
@@ -147,7 +151,7 @@ impl Pod {
         (wanted, fit): (&[Wanted<'_>], &Fit),
         device: &Device,
         room: &Room,
-        point: Option<&Point>,
+        (point, by_hand): (Option<&Point>, &ByHand),
     ) -> Vec<String> {
         let mut warnings = Vec::new();
         let instance = &device.instance.name;
@@ -183,12 +187,14 @@ impl Pod {
             let (memory, need) = (gib(self.memory), gib(self.memory_need));
             warnings.push(format!("memory {memory}: the process needs {need}: it would be killed"));
         }
-        if self.memory < fit.weights {
+        if self.memory < fit.weights && by_hand.memory.is_some() {
             let (memory, weights) = (gib(self.memory), gib(fit.weights));
             let so = match device.kind {
                 Kind::Cpu => "they do not fit",
-                Kind::Gpu => "fine as they are streamed to the GPU, but no restart finds them all \
-                              in the page cache",
+                Kind::Gpu => {
+                    "fine as they are streamed to the GPU, but no restart finds them all \
+                              in the page cache"
+                }
             };
             warnings.push(format!("memory {memory} is below the weights ({weights}): {so}"));
         }
@@ -297,9 +303,10 @@ fn guess_concurrency(wanted: &[Wanted<'_>], fit: &Fit, point: Option<&Point>) ->
 fn queue_threshold(wanted: &[Wanted<'_>], point: Option<&Point>) -> u32 {
     let Some(point) = point else { return 4 };
     let rate: f64 = wanted.iter().map(|one| one.load.rps * point.scale).sum();
-    let slack = wanted.iter().zip(&point.lanes).filter_map(|(one, lane)| {
-        Some(one.load.latency_seconds? - lane.mean_seconds)
-    });
+    let slack = wanted
+        .iter()
+        .zip(&point.lanes)
+        .filter_map(|(one, lane)| Some(one.load.latency_seconds? - lane.mean_seconds));
     match slack.min_by(f64::total_cmp) {
         Some(slack) => (rate * slack / 2.0).clamp(1.0, 64.0) as u32,
         None => 4,

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::choose::{Placed, Terms, cheapest, place};
+use super::compare::Finding;
 use super::devices::{Assumptions, Device};
 use super::fit::{Fit, Wanted};
 use super::load::Load;
@@ -20,11 +21,11 @@ pub(super) struct Report {
     pub(super) totals: Totals,
     /// All models together on each device that was considered, the cheapest first.
     pub(super) together: Vec<Candidate>,
+    /// Against a running server, where one was named.
+    pub(super) observed: Vec<Finding>,
     pub(super) warnings: Vec<String>,
     pub(super) notes: Vec<String>,
     pub(super) assumptions: Assumptions,
-    #[serde(skip)]
-    pub(super) spot: bool,
 }
 
 /// A model by itself.
@@ -60,6 +61,8 @@ pub(super) struct Group {
     pub(super) pod: Pod,
     pub(super) usd_per_month: f64,
     pub(super) spot_usd_per_month: Option<f64>,
+    #[serde(skip)]
+    pub(super) loads: Vec<Load>,
     #[serde(skip)]
     pub(super) placed: Placed,
 }
@@ -135,10 +138,10 @@ impl Report {
             groups: groups.into_iter().map(|it| Group::of(wanted, it, terms)).collect(),
             totals,
             together: candidates(wanted, devices, terms),
+            observed: Vec::new(),
             warnings,
             notes,
             assumptions: terms.room.assumed.clone(),
-            spot: terms.spot,
         }
     }
 
@@ -196,6 +199,7 @@ impl Group {
             pod: placed.pod.clone(),
             usd_per_month: placed.on_demand,
             spot_usd_per_month: placed.on_spot,
+            loads: members.iter().map(|one| one.load).collect(),
             placed,
         }
     }

@@ -10,6 +10,7 @@ use super::fit::{Fit, Wanted, sequence_bytes, weight_bytes};
 pub(super) struct Speed {
     bytes_a_second: f64,
     flops: f64,
+    flops_quantised: f64,
     overhead: f64,
     /// 95th percentile over mean: of answers, of encoder requests.
     tails: (f64, f64),
@@ -44,14 +45,17 @@ impl Speed {
         Self {
             bytes_a_second: device.bandwidth * assumed.bandwidth_efficiency,
             flops: device.flops * assumed.flops_efficiency,
+            flops_quantised: device.flops_quantised * assumed.flops_efficiency,
             overhead: assumed.step_overhead_us / 1e6,
             tails: (assumed.p95_generate, assumed.p95_encode),
             kind: device.kind,
         }
     }
 
-    fn step(&self, bytes: f64, flops: f64) -> f64 {
-        (bytes / self.bytes_a_second).max(flops / self.flops) + self.overhead
+    fn step(&self, one: &Wanted<'_>, bytes: f64, flops: f64) -> f64 {
+        let quantised = one.model.weights.quantised;
+        let rate = if quantised { self.flops_quantised } else { self.flops };
+        (bytes / self.bytes_a_second).max(flops / rate) + self.overhead
     }
 
     /// Weights that a step reads: embeddings are looked up row by row.
@@ -68,7 +72,7 @@ impl Speed {
         let length = f64::from(one.load.prompt) + f64::from(one.load.output) / 2.0;
         let kv = one.model.shape.kv().map_or(0, |kv| kv.token_bytes()) as f64;
         let flops = 2.0 * (weights.layer_params + weights.head_params) as f64 * rows;
-        self.step(self.read_bytes(one) + rows * length * kv, flops)
+        self.step(one, self.read_bytes(one) + rows * length * kv, flops)
     }
 
     /// Seconds of device time for a prompt, or for an encoder's whole request.
@@ -79,7 +83,7 @@ impl Speed {
         let pairs = if shape.decoder { tokens * tokens / 2.0 } else { tokens * tokens };
         let attention = 4.0 * pairs * (shape.heads * shape.head_dim * shape.layers) as f64;
         let matrices = 2.0 * (weights.layer_params as f64 * tokens + weights.head_params as f64);
-        self.step(self.read_bytes(one), matrices + attention)
+        self.step(one, self.read_bytes(one), matrices + attention)
     }
 
     /// What a replica carries; none without any load, or where an objective cannot be met at all.

@@ -49,12 +49,13 @@ pub(super) fn render(report: &Report) -> String {
     models(report, &mut text);
     for group in &report.groups {
         text.push('\n');
-        section(report, group, &mut text);
+        section(group, &mut text);
     }
     text.push('\n');
     together(report, &mut text);
+    observed(report, &mut text);
     list("Warnings", &report.warnings, &mut text);
-    list("Taken from nowhere else", &report.notes, &mut text);
+    list("Notes", &report.notes, &mut text);
     assumptions(report, &mut text);
     text
 }
@@ -80,14 +81,14 @@ fn models(report: &Report, text: &mut String) {
     grid.print(text);
 }
 
-fn section(report: &Report, group: &Group, text: &mut String) {
+fn section(group: &Group, text: &mut String) {
     let Group { device, instance, .. } = group;
     let _ = writeln!(text, "{} on {device} ({instance})", group.models.join(" + "));
     memory(group, text);
     text.push('\n');
     speed(group, text);
     text.push('\n');
-    pod(report, group, text);
+    pod(group, text);
 }
 
 fn memory(group: &Group, text: &mut String) {
@@ -139,7 +140,7 @@ fn speed(group: &Group, text: &mut String) {
     grid.print(text);
 }
 
-fn pod(report: &Report, group: &Group, text: &mut String) {
+fn pod(group: &Group, text: &mut String) {
     let pod = &group.pod;
     let mut grid = Grid::new(3, &["pod", "", ""]);
     let mut row = |name: &str, value: String, note: String| {
@@ -195,7 +196,6 @@ fn pod(report: &Report, group: &Group, text: &mut String) {
         _ => row("on spot", "unknown".into(), "--spot-discount or -f FILE gives prices".into()),
     }
     grid.print(text);
-    let _ = report;
 }
 
 fn together(report: &Report, text: &mut String) {
@@ -215,6 +215,19 @@ fn together(report: &Report, text: &mut String) {
             ]),
             Some(why) => grid.row(vec![it.device.clone(), format!("{}: {why}", it.instance)]),
         }
+    }
+    grid.print(text);
+}
+
+fn observed(report: &Report, text: &mut String) {
+    if report.observed.is_empty() {
+        return;
+    }
+    text.push_str("\nThe running server\n");
+    let mut grid = Grid::new(4, &["", "observed", "planned", "so"]);
+    for it in &report.observed {
+        let cells = [&it.what, &it.observed, &it.planned, &it.advice];
+        grid.row(cells.map(Clone::clone).to_vec());
     }
     grid.print(text);
 }
