@@ -32,4 +32,5 @@ pub mod table;
 pub mod models;
 pub mod check;
 pub mod pull;
+pub mod plan;
 pub mod serve;

@@ -11,7 +11,7 @@ use sconce::config::load::{Environment, load};
 use sconce::config::{Config, Log};
 use sconce::engine::start::StartError;
 use sconce::store::progress::Progress;
-use sconce::{check, models, pull, serve};
+use sconce::{check, models, plan, pull, serve};
 use tracing_subscriber::EnvFilter;
 
 /// Many models, one device, one queue: an inference server for GPUs that are shared and may vanish.
@@ -47,6 +47,8 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Right-size: which device, how many pods, what they ask for and cost
+    Plan(Box<plan::Args>),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -124,6 +126,10 @@ fn main() -> ExitCode {
             say(output.output, &report, |out| report.print(out));
             if report.is_good() { ExitCode::SUCCESS } else { CONFIG.into() }
         }
+        Command::Plan(args) => match plan::run(&config, &args, &mut std::io::stdout().lock()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.to_string(), error.exit_code()),
+        },
         Command::Completions { .. } | Command::Man => unreachable!("answered without a config"),
     }
 }

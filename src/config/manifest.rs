@@ -227,6 +227,14 @@ pub(super) fn load(dir: &Path, chosen: bool) -> Result<Vec<Manifest>, ConfigErro
     Ok(manifests)
 }
 
+/// The text of the manifest called `name`: in the folder `dir`, or built in.
+pub fn text(dir: &Path, name: &str) -> Option<String> {
+    let named = |text: &String| toml::from_str::<Manifest>(text).is_ok_and(|it| it.name == name);
+    let paths = manifest_paths(dir).unwrap_or_default();
+    let built_in = BUILT_IN.iter().map(|(_, text)| (*text).to_owned());
+    paths.iter().filter_map(|path| read_text(path).ok()).chain(built_in).find(named)
+}
+
 /// Hidden entries are skipped: a mounted ConfigMap keeps its versions in them.
 fn manifest_paths(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();

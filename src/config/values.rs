@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// A parsed value, or what would be allowed.
-pub(super) type Parsed<T> = Result<T, String>;
+pub(crate) type Parsed<T> = Result<T, String>;
 
 const UNITS: [(&str, u64); 8] = [
     ("KiB", 1 << 10),
@@ -48,7 +48,7 @@ pub(super) fn seconds(text: &str, range: RangeInclusive<f64>) -> Parsed<Duration
 }
 
 /// Bytes in `range`, as a plain number or with a unit: `4GiB`, `512 MiB`, `1.5GB`.
-pub(super) fn size(text: &str, range: RangeInclusive<u64>) -> Parsed<u64> {
+pub(crate) fn size(text: &str, range: RangeInclusive<u64>) -> Parsed<u64> {
     let parsed = bytes(text).filter(|value| range.contains(value));
     parsed.ok_or_else(|| {
         let (from, to) = (show_size(*range.start()), show_size(*range.end()));

@@ -92,6 +92,11 @@ pub fn page_bytes(kvs: &[KvShape]) -> usize {
     page
 }
 
+/// The limit of a device with `total` bytes of which `free` can still be had, unless it is set.
+pub fn default_limit(total: u64, free: u64) -> u64 {
+    (total / 10 * 9).min(free.saturating_sub(512 << 20))
+}
+
 /// Cuts the KV region: every lane's guarantee (one request of its longest context), and what is
 /// asked for or affordable beyond.
 ///

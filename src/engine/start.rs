@@ -299,8 +299,7 @@ impl Startup {
         let limit = self.config.device.memory_limit;
         let workspaces = loaded.iter().flatten().map(|model| model.program.workspace_bytes as u64);
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
-        let by_default =
-            (total / 10 * 9).min(available.saturating_add(weights).saturating_sub(512 << 20));
+        let by_default = budget::default_limit(total, available.saturating_add(weights));
         let mut ledger = Ledger {
             weights,
             kv: 0,

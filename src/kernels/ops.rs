@@ -119,6 +119,11 @@ pub struct KvShape {
 }
 
 impl KvShape {
+    /// Bytes of one token in all layers.
+    pub fn token_bytes(&self) -> usize {
+        self.layers * self.block_bytes() / crate::scheduler::step::BLOCK_TOKENS
+    }
+
     /// Bytes of one block in one layer.
     pub fn block_bytes(&self) -> usize {
         2 * 2 * self.heads * self.head_dim * crate::scheduler::step::BLOCK_TOKENS

@@ -168,7 +168,7 @@ impl Packed {
             return Err(PackError::Group { k, block });
         }
         let bytes = panel_bytes(format, k);
-        let mut panels = Region::new(n.div_ceil(PANEL) * bytes)?;
+        let mut panels = Region::new(format.bytes(n, k))?;
         for r in 0..n {
             let (encoding, source) = row(r);
             let expected = encoding.row_bytes(k);
@@ -286,7 +286,7 @@ impl PackedFormat {
         }
     }
 
-    /// Bytes of an `n × k` matrix; `k` is a whole number of groups.
+    /// Bytes of an `n × k` matrix in this form; `k` is a whole number of groups.
     pub fn bytes(self, n: usize, k: usize) -> usize {
         n.div_ceil(PANEL) * panel_bytes(self, k)
     }

@@ -53,6 +53,12 @@ pub fn find(manifest: &Manifest, models: &Models) -> Vec<(String, Option<PathBuf
     manifest.files.iter().map(|file| (file.file.clone(), here(file))).collect()
 }
 
+/// The files of `manifest` that are here already, as [`find`] sees it.
+pub fn present(manifest: &Manifest, models: &Models) -> ModelFiles {
+    let here = find(manifest, models).into_iter();
+    ModelFiles { files: here.filter_map(|(name, path)| Some((name, path?))).collect() }
+}
+
 /// One call of [`ensure`].
 pub(super) struct Fetch<'a> {
     manifest: &'a Manifest,

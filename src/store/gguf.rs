@@ -254,8 +254,11 @@ impl Header {
     }
 }
 
-/// Reads a header from the first bytes of a file of `file_bytes`.
-fn parse(reader: impl Read, file_bytes: u64) -> Result<Header, HeaderError> {
+/// Reads a header from the first bytes of a file of `file_bytes`, wherever they come from.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(reader: impl Read, file_bytes: u64) -> Result<Header, HeaderError> {
     let mut source = Source::new(reader, file_bytes.min(HEADER_BYTES_MAX));
     if source.array::<4>("the magic number")? != *b"GGUF" {
         return Err(invalid("not a GGUF file: the magic number is missing"));

@@ -91,7 +91,11 @@ impl DType {
     }
 }
 
-fn parse(
+/// Reads a header from the first bytes of a file of `file_bytes`, wherever they come from.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(
     mut reader: impl Read,
     file_bytes: u64,
 ) -> Result<BTreeMap<String, TensorInfo>, HeaderError> {

@@ -5,6 +5,7 @@ mod cost;
 mod exposition;
 mod histogram;
 mod metrics;
+pub mod observed;
 mod outcome;
 mod published;
 mod series;

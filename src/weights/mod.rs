@@ -285,7 +285,12 @@ impl RowOrder {
     }
 }
 
-/// How the kernels' packer names a format; none for unknown ones.
+/// What a matrix of this format becomes in a CPU's memory.
+pub fn packed_format(kind: GgmlType) -> PackedFormat {
+    encoding(kind).map_or(PackedFormat::F32, Encoding::packed)
+}
+
+/// How the kernels' packer names a format; none for formats without a kernel.
 fn encoding(kind: GgmlType) -> Option<Encoding> {
     match kind {
         GgmlType::F32 => Some(Encoding::F32),

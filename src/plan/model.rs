@@ -1,0 +1,479 @@
+//! What is to be planned for: manifests, weight files read by their headers only, and bare shapes.
+//! Knows nothing of devices. A new place for headers is a new way to make a [`Source`].
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::shape::Shape;
+use super::{Fault, PlanError};
+use crate::arch::{self, Description};
+use crate::config::Config;
+use crate::config::manifest::{Manifest, text as manifest_text};
+use crate::config::values::nearest;
+use crate::engine::budget::{self, Wish};
+use crate::kernels::builder::Capacity;
+use crate::kernels::packed::PackedFormat;
+use crate::store::fetch::present;
+use crate::store::gguf::{self, GgmlType, Header};
+use crate::store::safetensors::{self, DType};
+use crate::weights::packed_format;
+
+const SHAPES: &str = include_str!("shapes.toml");
+/// Configuration files larger than this are not configuration.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// A model to plan for.
+#[derive(Debug, Clone)]
+pub(super) struct Model {
+    pub(super) name: String,
+    /// `generate`, `embed` or `score`.
+    pub(super) task: &'static str,
+    /// Where its numbers come from.
+    pub(super) from: &'static str,
+    pub(super) shape: Shape,
+    pub(super) weights: WeightBytes,
+    /// Longest sequence that the manifest allows.
+    pub(super) context: Option<u32>,
+    pub(super) seats: Option<u32>,
+    /// Its manifest as text, where it has one.
+    pub(super) manifest: Option<String>,
+    /// Why this version would not serve it.
+    pub(super) refused: Option<String>,
+}
+
+/// What weights take, in bytes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct WeightBytes {
+    pub(super) params: u64,
+    /// Of `params`: those in layers, and in the head of a generator.
+    pub(super) layer_params: u64,
+    pub(super) head_params: u64,
+    /// In the format of the file, as a GPU keeps them.
+    pub(super) total: u64,
+    pub(super) layers: u64,
+    pub(super) head: u64,
+    /// The largest tensor: it passes through host memory whole.
+    pub(super) largest: u64,
+    /// As a CPU keeps them, packed for its kernels.
+    pub(super) cpu: u64,
+    /// Formats by name, the largest part first.
+    pub(super) formats: Vec<&'static str>,
+    /// Matrices are quantised: their inputs are too.
+    pub(super) quantised: bool,
+}
+
+/// The start of a weight file, and how long the whole is. Whoever can give these two gives a plan:
+/// a file, or an answer to a request for the first bytes of something far away.
+pub(super) struct Source<'a> {
+    pub(super) name: &'a str,
+    pub(super) start: Box<dyn Read + 'a>,
+    pub(super) bytes: u64,
+}
+
+/// One tensor, whatever the file.
+struct Tensor {
+    name: String,
+    rows: u64,
+    columns: u64,
+    kind: GgmlType,
+    bytes: u64,
+}
+
+/// What a weight file's header says.
+enum WeightHeader {
+    Gguf(Box<Header>),
+    Safetensors(Vec<Tensor>),
+}
+
+impl Source<'_> {
+    fn open(path: &Path) -> Result<(String, File, u64), PlanError> {
+        let name = path.display().to_string();
+        let fail = |error: std::io::Error| PlanError::new(Fault::Input, format!("{name}: {error}"));
+        let file = File::open(path).map_err(fail)?;
+        let bytes = file.metadata().map_err(fail)?.len();
+        Ok((name, file, bytes))
+    }
+
+    fn header(self) -> Result<WeightHeader, PlanError> {
+        let wrong = |what: String| PlanError::new(Fault::Data, format!("{}: {what}", self.name));
+        let start = std::io::BufReader::with_capacity(1 << 16, self.start);
+        if self.name.ends_with(".gguf") {
+            let header =
+                gguf::parse(start, self.bytes).map_err(|error| wrong(error.to_string()))?;
+            return Ok(WeightHeader::Gguf(Box::new(header)));
+        }
+        let table =
+            safetensors::parse(start, self.bytes).map_err(|error| wrong(error.to_string()))?;
+        let tensors = table.into_values().map(|tensor| {
+            let kind = match &tensor.dtype {
+                DType::F32 => GgmlType::F32,
+                DType::F16 => GgmlType::F16,
+                DType::BF16 => GgmlType::BF16,
+                // Position numbers and the like: no weights, and small.
+                DType::I64 => return Ok(None),
+                DType::Other(name) => {
+                    let tensor = &tensor.name;
+                    return Err(wrong(format!("tensor {tensor} has format {name}")));
+                }
+            };
+            Ok(Some(Tensor::new(tensor.name, &tensor.shape, kind, tensor.bytes)))
+        });
+        let tensors: Result<Vec<_>, _> = tensors.filter_map(Result::transpose).collect();
+        Ok(WeightHeader::Safetensors(tensors?))
+    }
+}
+
+impl Tensor {
+    fn new(name: String, shape: &[usize], kind: GgmlType, bytes: u64) -> Self {
+        let columns = shape.last().map_or(1, |columns| *columns as u64);
+        let rows = shape.iter().rev().skip(1).map(|size| *size as u64).product();
+        Self { name, rows, columns, kind, bytes }
+    }
+
+    fn is_layer(&self) -> bool {
+        ["blk.", "layer.", "layers."].iter().any(|part| self.name.contains(part))
+    }
+
+    fn is_embedding(&self) -> bool {
+        ["token_embd.weight", "embed_tokens.weight"].iter().any(|end| self.name.ends_with(end))
+    }
+
+    fn is_head(&self) -> bool {
+        self.name == "output.weight" || self.name == "lm_head.weight"
+    }
+
+    /// In a CPU's memory: vectors and tables of positions stay f32, matrices are packed.
+    fn cpu_bytes(&self) -> u64 {
+        if self.rows <= 1 {
+            return self.columns * 4;
+        }
+        packed_format(self.kind).bytes(self.rows as usize, self.columns as usize) as u64
+    }
+}
+
+impl WeightBytes {
+    fn of_tensors(tensors: &[Tensor], tied: bool) -> Self {
+        let mut this = Self::default();
+        let mut formats: Vec<(&'static str, u64)> = Vec::new();
+        for tensor in tensors {
+            let params = tensor.rows * tensor.columns;
+            this.params += params;
+            this.total += tensor.bytes;
+            this.cpu += tensor.cpu_bytes();
+            this.largest = this.largest.max(tensor.bytes);
+            if tensor.is_layer() {
+                this.layer_params += params;
+                this.layers += tensor.bytes;
+                this.quantised |= tensor.rows > 1 && is_quantised(tensor.kind);
+            } else if tensor.is_head() || (tied && tensor.is_embedding()) {
+                this.head_params += params;
+                this.head += tensor.bytes;
+            }
+            let name = format_name(tensor.kind);
+            match formats.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, bytes)) => *bytes += tensor.bytes,
+                None => formats.push((name, tensor.bytes)),
+            }
+        }
+        formats.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        this.formats = formats.into_iter().map(|(name, _)| name).collect();
+        this
+    }
+
+    fn of_shape(shape: &Shape, kind: GgmlType) -> Self {
+        let (elements, block_bytes) = kind.block().unwrap_or((1, 4));
+        let bytes = |params: u64| params.div_ceil(elements) * block_bytes;
+        let parameters = shape.parameters();
+        let params = parameters.total(shape.tied);
+        // Sixteen outputs of 64 inputs: a whole number of panels in every form.
+        let sample = packed_format(kind).bytes(16, 64) as f64 / 1024.0;
+        Self {
+            params,
+            layer_params: parameters.layers,
+            head_params: parameters.head,
+            total: bytes(params),
+            layers: bytes(parameters.layers),
+            head: bytes(parameters.head),
+            largest: bytes((shape.vocab * shape.hidden).max(shape.ff * shape.hidden)),
+            cpu: (params as f64 * sample) as u64,
+            formats: vec![format_name(kind)],
+            quantised: is_quantised(kind),
+        }
+    }
+}
+
+impl Model {
+    /// Everything that `names` mean; without names, every manifest of the configuration.
+    ///
+    /// # Errors
+    /// The first that cannot be found or read.
+    pub(super) fn all(
+        config: &Config,
+        names: &[String],
+        dtype: Option<&str>,
+    ) -> Result<Vec<Self>, PlanError> {
+        let models: Vec<Self> = if names.is_empty() {
+            let read = |manifest| Self::from_manifest(config, manifest);
+            config.manifests.iter().map(read).collect::<Result<_, _>>()?
+        } else {
+            names.iter().map(|name| Self::find(config, name, dtype)).collect::<Result<_, _>>()?
+        };
+        let mut seen = BTreeSet::new();
+        match models.iter().find(|model| !seen.insert(&model.name)) {
+            Some(twice) => {
+                let message = format!("the model {:?} is named twice", twice.name);
+                Err(PlanError::new(Fault::Usage, message))
+            }
+            None => Ok(models),
+        }
+    }
+
+    fn find(config: &Config, name: &str, dtype: Option<&str>) -> Result<Self, PlanError> {
+        if let Some(shape) = name.strip_prefix("shape:") {
+            return Self::built_in(shape, dtype);
+        }
+        let called = |manifest: &&Manifest| {
+            manifest.name == name || manifest.aliases.iter().any(|alias| alias == name)
+        };
+        if let Some(manifest) = config.manifests.iter().find(called) {
+            return Self::from_manifest(config, manifest);
+        }
+        let path = Path::new(name);
+        if path.exists() {
+            return Self::from_path(path, dtype);
+        }
+        let known: Vec<&str> = config.manifests.iter().map(|one| one.name.as_str()).collect();
+        let hint = nearest(name, known.iter().copied())
+            .map(|nearest| format!(" did you mean {nearest}?"))
+            .unwrap_or_default();
+        let known = known.join(", ");
+        let shapes = built_in_names().join(", ");
+        let message = format!(
+            "{name:?} is no model, no file and no folder:{hint} models here are {known}; a shape \
+             without weights is shape:NAME, with {shapes}"
+        );
+        Err(PlanError::new(Fault::Usage, message))
+    }
+
+    fn from_manifest(config: &Config, manifest: &Manifest) -> Result<Self, PlanError> {
+        let files = present(manifest, &config.models);
+        let weight = |name: &String| name.ends_with(".gguf") || name.ends_with(".safetensors");
+        let wanted = manifest.files.iter().filter(|file| weight(&file.file));
+        let mut paths = Vec::new();
+        for file in wanted {
+            paths.push(files.path(&file.file).cloned().ok_or_else(|| {
+                let name = &manifest.name;
+                let message = format!(
+                    "{name}: {} is not on this machine, so its header cannot be read: run sconce \
+                     pull {name}, or plan with a shape",
+                    file.file
+                );
+                PlanError::new(Fault::Input, message)
+            })?);
+        }
+        let config_json = files.path("config.json");
+        let mut model =
+            Self::from_files(&manifest.name, &paths, config_json.map(PathBuf::as_path))?;
+        model.context = manifest.limits.context;
+        model.seats = manifest.limits.seats;
+        model.manifest = manifest_text(&config.models.dir, &manifest.name);
+        Ok(model)
+    }
+
+    fn from_path(path: &Path, dtype: Option<&str>) -> Result<Self, PlanError> {
+        let ending = path.extension().map(|ending| ending.to_string_lossy().into_owned());
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let mut weights = Vec::new();
+            for entry in std::fs::read_dir(path).map_err(|error| unreadable(path, &error))? {
+                let file = entry.map_err(|error| unreadable(path, &error))?.path();
+                let ending = file.extension().unwrap_or_default();
+                if ending == "gguf" || ending == "safetensors" {
+                    weights.push(file);
+                }
+            }
+            weights.sort();
+            let config = path.join("config.json");
+            if weights.is_empty() && config.exists() {
+                return Self::from_shape_json(&name, &read_config(&config)?, dtype);
+            }
+            return Self::from_files(&name, &weights, Some(config.as_path()));
+        }
+        match ending.as_deref() {
+            Some("toml") => {
+                let text = read_small(path)?;
+                let shape: Json = toml::from_str(&text).map_err(|error| {
+                    let message = format!("{}: {}", path.display(), error.message());
+                    PlanError::new(Fault::Data, message)
+                })?;
+                Self::from_shape_json(&stem, &shape, dtype)
+            }
+            Some("json") => {
+                let folder = path.parent().and_then(Path::file_name);
+                let name = folder.map_or(stem, |folder| folder.to_string_lossy().into_owned());
+                Self::from_shape_json(&name, &read_config(path)?, dtype)
+            }
+            _ => {
+                let config = path.with_file_name("config.json");
+                Self::from_files(&stem, &[path.to_owned()], Some(config.as_path()))
+            }
+        }
+    }
+
+    fn from_files(name: &str, paths: &[PathBuf], config: Option<&Path>) -> Result<Self, PlanError> {
+        let fail = |what: String| PlanError::new(Fault::Data, format!("{name}: {what}"));
+        let mut tensors = Vec::new();
+        for path in paths {
+            let (file_name, file, bytes) = Source::open(path)?;
+            let source = Source { name: &file_name, start: Box::new(file), bytes };
+            match source.header()? {
+                WeightHeader::Gguf(header) => return Self::from_gguf(name, *header).map_err(fail),
+                WeightHeader::Safetensors(found) => tensors.extend(found),
+            }
+        }
+        if tensors.is_empty() {
+            return Err(fail("no weights: a .gguf or .safetensors file is needed".into()));
+        }
+        let Some(config) = config.filter(|path| path.exists()) else {
+            return Err(fail("safetensors need config.json beside them".into()));
+        };
+        let config = read_config(config)?;
+        let shape = Shape::from_config(&config).map_err(&fail)?;
+        let description = Description::Json { config: &config, pooling: None, modules: None };
+        let refused = arch::outline(&description).err().map(|error| error.to_string());
+        let weights = WeightBytes::of_tensors(&tensors, shape.tied);
+        Ok(Self { refused, ..Self::new(name, "header", shape, weights) })
+    }
+
+    fn from_gguf(name: &str, header: Header) -> Result<Self, String> {
+        let shape = Shape::from_gguf(&header)?;
+        let refused = arch::outline(&Description::Gguf(&header)).err();
+        let refused = refused.map(|error| error.to_string());
+        let mut tensors = Vec::new();
+        for (tensor, info) in header.tensors {
+            if info.kind.block().is_none() {
+                return Err(format!("tensor {tensor} has format {:?}: size unknown", info.kind));
+            }
+            tensors.push(Tensor::new(tensor, &info.shape, info.kind, info.bytes));
+        }
+        let weights = WeightBytes::of_tensors(&tensors, shape.tied);
+        Ok(Self { refused, ..Self::new(name, "header", shape, weights) })
+    }
+
+    fn built_in(name: &str, dtype: Option<&str>) -> Result<Self, PlanError> {
+        let (name, suffix) = name.split_once('@').map_or((name, None), |(a, b)| (a, Some(b)));
+        let found = built_in().into_iter().find(|shape| shape["name"].as_str() == Some(name));
+        let Some(shape) = found else {
+            let known = built_in_names();
+            let hint = nearest(name, known.iter().map(String::as_str))
+                .map(|nearest| format!(" did you mean shape:{nearest}?"))
+                .unwrap_or_default();
+            let known = known.join(", ");
+            let message = format!("no shape is called {name:?}:{hint} shapes are {known}");
+            return Err(PlanError::new(Fault::Usage, message));
+        };
+        Self::from_shape_json(name, &shape, suffix.or(dtype))
+    }
+
+    fn from_shape_json(name: &str, json: &Json, dtype: Option<&str>) -> Result<Self, PlanError> {
+        let text = |key: &str| json.get(key).and_then(Json::as_str);
+        let name = text("name").unwrap_or(name);
+        let given = dtype.or(text("dtype")).or(text("torch_dtype")).unwrap_or("bf16");
+        let Some(kind) = kind_of(given) else {
+            let known = FORMATS.map(|(name, _)| name).join(", ");
+            let message = format!("{name}: dtype {given:?} is not known; known are {known}");
+            return Err(PlanError::new(Fault::Usage, message));
+        };
+        let shape = Shape::from_config(json)
+            .map_err(|what| PlanError::new(Fault::Data, format!("{name}: {what}")))?;
+        let weights = WeightBytes::of_shape(&shape, kind);
+        let limit = json.get("context").and_then(Json::as_u64);
+        let context = limit.and_then(|limit| u32::try_from(limit).ok());
+        Ok(Self { context, ..Self::new(name, "shape", shape, weights) })
+    }
+
+    fn new(name: &str, from: &'static str, shape: Shape, weights: WeightBytes) -> Self {
+        let task = match (shape.decoder, shape.scores) {
+            (true, _) => "generate",
+            (false, true) => "score",
+            (false, false) => "embed",
+        };
+        let (context, seats, manifest, refused) = (None, None, None, None);
+        let name = name.to_owned();
+        Self { name, task, from, shape, weights, context, seats, manifest, refused }
+    }
+
+    /// What the engine would size its workspace for.
+    pub(super) fn capacity(&self, context: u32) -> Capacity {
+        let wish = Wish {
+            weight: 1.0,
+            context: Some(context),
+            seats: self.seats,
+            weight_bytes: self.weights.total,
+        };
+        budget::capacity(&self.shape.outline(), &wish)
+    }
+}
+
+/// Formats by the names that people give them.
+const FORMATS: [(&str, GgmlType); 11] = [
+    ("f32", GgmlType::F32),
+    ("f16", GgmlType::F16),
+    ("bf16", GgmlType::BF16),
+    ("q4_0", GgmlType::Q4_0),
+    ("q4_1", GgmlType::Q4_1),
+    ("q5_0", GgmlType::Q5_0),
+    ("q5_1", GgmlType::Q5_1),
+    ("q8_0", GgmlType::Q8_0),
+    ("q4_k", GgmlType::Q4_K),
+    ("q5_k", GgmlType::Q5_K),
+    ("q6_k", GgmlType::Q6_K),
+];
+
+fn kind_of(name: &str) -> Option<GgmlType> {
+    let name = name.to_lowercase().replace("bfloat", "bf").replace("float", "f");
+    FORMATS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+}
+
+fn format_name(kind: GgmlType) -> &'static str {
+    FORMATS.iter().find(|(_, known)| *known == kind).map_or("other", |(name, _)| name)
+}
+
+fn is_quantised(kind: GgmlType) -> bool {
+    packed_format(kind) != PackedFormat::F32
+}
+
+fn built_in() -> Vec<Json> {
+    let all: Json = toml::from_str(SHAPES).expect("the built-in shapes are sound");
+    all["shape"].as_array().cloned().unwrap_or_default()
+}
+
+fn built_in_names() -> Vec<String> {
+    let name = |shape: Json| shape["name"].as_str().map(str::to_owned);
+    built_in().into_iter().filter_map(name).collect()
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> PlanError {
+    PlanError::new(Fault::Input, format!("{}: {error}", path.display()))
+}
+
+fn read_small(path: &Path) -> Result<String, PlanError> {
+    let bytes = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?.len();
+    if bytes > CONFIG_BYTES_MAX {
+        let path = path.display();
+        let message = format!("{path}: {bytes} bytes, at most {CONFIG_BYTES_MAX} are read");
+        return Err(PlanError::new(Fault::Data, message));
+    }
+    std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))
+}
+
+fn read_config(path: &Path) -> Result<Json, PlanError> {
+    serde_json::from_str(&read_small(path)?).map_err(|error| {
+        PlanError::new(Fault::Data, format!("{}: not JSON: {error}", path.display()))
+    })
+}
