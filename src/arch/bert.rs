@@ -41,7 +41,6 @@ struct Layer {
 struct Buffers {
     hidden: Buf,
     qkv: Buf,
-    ff: Buf,
 }
 
 pub(super) fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
@@ -76,7 +75,6 @@ pub(super) fn build(
     let buffers = Buffers {
         hidden: builder.full(Rows::All, shape.hidden),
         qkv: builder.full(Rows::All, 3 * shape.hidden),
-        ff: builder.full(Rows::All, shape.ff),
     };
     let hidden = buffers.hidden;
     builder.push(Op::Embed(Embed {
@@ -168,9 +166,8 @@ impl Layer {
         })
     }
 
-    /// Encoder weights are f32, so the residual stream itself is the input of each matrix.
     fn push(&self, builder: &mut Builder, shape: &Shape, buffers: &Buffers) {
-        let &Buffers { hidden, qkv, ff } = buffers;
+        let &Buffers { hidden, qkv } = buffers;
         let (heads, head_dim) = (shape.heads, shape.hidden / shape.heads);
         let scale = 1.0 / (head_dim as f32).sqrt();
 
@@ -179,8 +176,8 @@ impl Layer {
         builder.push(Op::PackedAttention(PackedAttention { qkv, heads, head_dim, scale, output }));
         builder.linear(&self.output, output, Epilogue::Add, hidden);
         builder.norm(&self.attention_norm, hidden, Activation::Full(hidden));
-        builder.linear(&self.up, Activation::Full(hidden), Epilogue::Gelu, ff);
-        builder.linear(&self.down, Activation::Full(ff), Epilogue::Add, hidden);
+        let ff = builder.linear_for(&self.down.weight, &self.up, hidden, Epilogue::Gelu);
+        builder.linear(&self.down, ff, Epilogue::Add, hidden);
         builder.norm(&self.mlp_norm, hidden, Activation::Full(hidden));
     }
 }

@@ -214,8 +214,9 @@ impl Startup {
     ) -> Result<Opening, StartError> {
         let name = || model.name.clone();
         self.set_state(model, ModelState::Loading);
-        let opened =
-            residency::open(files).map_err(|source| StartError::Load { model: name(), source })?;
+        let opened = residency::open(files)
+            .map_err(|source| StartError::Load { model: name(), source })?
+            .with_dtype(manifest.dtype);
         if opened.outline.task != model.task {
             let (says, is) = (model.task.as_str(), opened.outline.task.as_str());
             let what = format!("its manifest says task '{says}', its files are for '{is}'");

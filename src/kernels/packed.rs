@@ -9,12 +9,18 @@
 //!   `8j + 4 + i` in its high half.
 //! - 8-bit: for each two groups a cache line with 16 f16 scales of each, and for each of the two
 //!   eight vectors of 64 bytes. Byte `4 × output + i` of vector `j` is input `4j + i`, plus 128.
+//! - bf16: `[k / 2][16][2]` values.
 //!
 //! So a matrix is one stream of memory, which the processor reads ahead.
 
 use half::{bf16, f16};
 
 use crate::device::arena::Region;
+
+mod float;
+
+/// bf16 values smaller than this in size are zero: [`HalfBuf`](super::ops::HalfBuf) says why.
+pub(super) const HALF_LEAST: f32 = 1.0 / (1u64 << 50) as f32;
 
 /// Outputs in a panel.
 pub const PANEL: usize = 16;
@@ -42,6 +48,8 @@ pub enum PackedFormat {
     Q4,
     /// 8-bit values with an f16 scale for each group of 32 (GGUF Q8_0).
     Q8,
+    /// bf16, rounded as [`round_half`] does.
+    Bf16,
 }
 
 /// How the bytes of a row that is to be packed encode its values. Little-endian.
@@ -67,6 +75,12 @@ pub enum PackError {
     /// Quantised rows come in groups of 32.
     #[error("a quantised row of {0} values is not a multiple of {GROUP}")]
     Group(usize),
+    /// bf16 rows come in pairs.
+    #[error("a bf16 row of {0} values is odd")]
+    Pair(usize),
+    /// Only floats are rounded on the way.
+    #[error("{0:?} values are not packed as {1:?}")]
+    Format(Encoding, PackedFormat),
     /// A row has another length than its encoding says.
     #[error("row {row} has {found} bytes, {expected} expected")]
     RowBytes {
@@ -107,8 +121,29 @@ impl Packed {
         encoding: Encoding,
         row: impl Fn(usize) -> &'r [u8],
     ) -> Result<Self, PackError> {
-        let format = encoding.packed();
-        if format != PackedFormat::F32 && !k.is_multiple_of(GROUP) {
+        Self::from_rows_as(n, k, (encoding, encoding.packed()), row)
+    }
+
+    /// As [`Packed::from_rows`], in a format of choice: floats can be rounded to bf16, or to 8
+    /// bits in groups of 32 (`scale = max|x| / 127` as f16).
+    ///
+    /// # Errors
+    /// As [`Packed::from_rows`], and values that are quantised already.
+    pub fn from_rows_as<'r>(
+        n: usize,
+        k: usize,
+        (encoding, format): (Encoding, PackedFormat),
+        row: impl Fn(usize) -> &'r [u8],
+    ) -> Result<Self, PackError> {
+        let rounded = format != encoding.packed();
+        if rounded && encoding.packed() != PackedFormat::F32 {
+            return Err(PackError::Format(encoding, format));
+        }
+        if format == PackedFormat::Bf16 {
+            if !k.is_multiple_of(2) {
+                return Err(PackError::Pair(k));
+            }
+        } else if format != PackedFormat::F32 && !k.is_multiple_of(GROUP) {
             return Err(PackError::Group(k));
         }
         let expected = encoding.row_bytes(k);
@@ -121,7 +156,14 @@ impl Packed {
             }
             let start = r / PANEL * bytes;
             let panel = &mut panels.as_bytes_mut()[start..start + bytes];
-            encoding.pack(source, panel, r % PANEL);
+            match format {
+                PackedFormat::Bf16 => float::pack_bf16(encoding, source, panel, r % PANEL),
+                PackedFormat::Q8 if rounded => {
+                    let block = float::quantise_row(encoding, source);
+                    pack_q8(&block, panel, r % PANEL);
+                }
+                _ => encoding.pack(source, panel, r % PANEL),
+            }
         }
         Ok(Self { n, k, format, panels })
     }
@@ -189,6 +231,7 @@ impl Packed {
                     *value = f32_at(bytes, lane);
                 }
             }
+            PackedFormat::Bf16 => float::read_bf16(panel, lane, out),
             PackedFormat::Q4 => {
                 for (g, group) in out.chunks_exact_mut(GROUP).enumerate() {
                     let start = g * Q4_GROUP_BYTES;
@@ -308,6 +351,18 @@ fn pack_q8(row: &[[u8; 34]], panel: &mut [u8], lane: usize) {
     }
 }
 
+/// `x` to the nearest bf16, ties to even; what is smaller than 2^-50 becomes zero, a NaN the
+/// quiet NaN.
+pub fn round_half(x: f32) -> u16 {
+    if x.is_nan() {
+        return 0x7FC0;
+    }
+    if x.abs() < HALF_LEAST {
+        return 0;
+    }
+    bf16::from_f32(x).to_bits()
+}
+
 /// Where an 8-bit group's scales and values start.
 fn q8_places(group: usize) -> (usize, usize) {
     let pair = group / 2 * Q8_PAIR_BYTES;
@@ -318,6 +373,7 @@ fn panel_bytes(format: PackedFormat, k: usize) -> usize {
     let groups = k / GROUP;
     match format {
         PackedFormat::F32 => k * PANEL * 4,
+        PackedFormat::Bf16 => k * PANEL * 2,
         PackedFormat::Q4 => groups * Q4_GROUP_BYTES,
         PackedFormat::Q8 => groups / 2 * Q8_PAIR_BYTES + groups % 2 * Q8_LAST_BYTES,
     }

@@ -8,8 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::kernels::cpu::isa::SetKind;
 use crate::kernels::ops::Vector;
-use crate::kernels::packed::{Encoding, Packed};
+use crate::kernels::packed::{Encoding, GROUP, Packed, PackedFormat};
+use crate::model::Dtype;
 use crate::store::HeaderError;
 use crate::store::gguf::{self, GgmlType, Header};
 use crate::store::safetensors::{self, DType};
@@ -43,6 +45,8 @@ pub enum LoadError {
 pub struct Weights {
     file: File,
     table: Table,
+    /// What float matrices are packed as.
+    floats: PackedFormat,
 }
 
 #[derive(Debug)]
@@ -106,7 +110,20 @@ impl Weights {
             Table::Safetensors(safetensors::read(path).map_err(wrap)?)
         };
         let opened = File::open(path).map_err(|error| wrap(error.into()))?;
-        Ok(Self { file: opened, table })
+        Ok(Self { file: opened, table, floats: PackedFormat::F32 }.with_dtype(Dtype::Auto))
+    }
+
+    /// Chooses what float matrices become when they are packed.
+    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+        self.floats = match dtype {
+            Dtype::Auto if self.gguf().is_none() && SetKind::detect().has_bf16() => {
+                PackedFormat::Bf16
+            }
+            Dtype::Auto | Dtype::F32 => PackedFormat::F32,
+            Dtype::Bf16 => PackedFormat::Bf16,
+            Dtype::Int8 => PackedFormat::Q8,
+        };
+        self
     }
 
     /// The GGUF header, if this is a GGUF file.
@@ -155,13 +172,26 @@ impl Weights {
             Some(encoding) => {
                 let data = self.read_parts(parts, &found)?;
                 let slices = in_order(parts, &found, &data)?;
-                Packed::from_rows(rows, columns, encoding, |row| slices[row])
+                let format = self.format(encoding, columns);
+                Packed::from_rows_as(rows, columns, (encoding, format), |row| slices[row])
             }
             None => Packed::from_f32(rows, columns, &self.stack_f32(parts, &found)?),
         };
         packed.map(Arc::new).map_err(|error| {
             LoadError::Shape(format!("tensor '{}' cannot be packed: {error}", parts[0].tensor))
         })
+    }
+
+    /// What rows of `columns` values become; those that do not suit the choice stay as they are.
+    fn format(&self, encoding: Encoding, columns: usize) -> PackedFormat {
+        let pairs = match self.floats {
+            PackedFormat::Bf16 => columns.is_multiple_of(2),
+            _ => columns.is_multiple_of(GROUP),
+        };
+        match encoding.packed() {
+            PackedFormat::F32 if pairs => self.floats,
+            format => format,
+        }
     }
 
     /// A matrix as plain f32 rows.

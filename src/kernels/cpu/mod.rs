@@ -8,6 +8,7 @@ mod avx2;
 mod avx512;
 mod attention;
 pub mod executor;
+mod halves;
 pub mod isa;
 mod linear;
 pub(super) mod math;

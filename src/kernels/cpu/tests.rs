@@ -2,6 +2,7 @@
 //! any number of threads and in any company.
 
 mod attention;
+mod halves;
 mod linear;
 mod maths;
 mod programs;
