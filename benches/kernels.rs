@@ -1,5 +1,5 @@
-//! Steps of the CPU kernels at the shapes of SmolLM2-135M (Q4_1, head Q8_0) and MiniLM-L6 (f32),
-//! over made-up weights: all matrix products alone, and whole steps. Throughput is rows a second,
+//! Steps of the CPU kernels at the shapes of SmolLM2-135M (Q4_1, head Q8_0) and MiniLM-L6 (f32,
+//! bf16, int8), over made-up weights: all matrix products alone, and whole steps. Throughput is rows a second,
 //! on all threads that this process may use.
 
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use sconce::device::arena::Region;
 use sconce::device::cpu::threads_available;
 use sconce::device::threads::Team;
 use sconce::kernels::batch::{Batch, BatchSpan, KvMap};
+use sconce::kernels::builder::{Builder, Capacity, Dense, Scale};
 use sconce::kernels::cpu::executor::{Draw, Executor};
 use sconce::kernels::cpu::isa::SetKind;
 use sconce::kernels::ops::{
     Activation, Buf, Embed, Epilogue, GatedSilu, Gather, KvShape, Linear, Norm, Op,
     PackedAttention, PagedAttention, Pool, PoolKind, Program, QuantBuf, RopeStore, Rows, Vector,
 };
-use sconce::kernels::packed::{Encoding, Packed};
+use sconce::kernels::packed::{Encoding, Packed, PackedFormat};
 use sconce::request::Sampling;
 
 /// Positions before a decoding row.
@@ -63,9 +64,12 @@ fn quantised(n: usize, k: usize, encoding: Encoding) -> Arc<Packed> {
     Arc::new(Packed::from_bytes(n, k, encoding, &bytes).expect("whole blocks"))
 }
 
-fn float(n: usize, k: usize) -> Arc<Packed> {
-    let values: Vec<f32> = (0..n * k).map(|i| (i as f32 * 0.37).sin() * 0.05).collect();
-    Arc::new(Packed::from_f32(n, k, &values).expect("n × k values"))
+fn float(n: usize, k: usize, format: PackedFormat) -> Arc<Packed> {
+    let value = |i: usize| ((i as f32 * 0.37).sin() * 0.05).to_le_bytes();
+    let bytes: Vec<u8> = (0..n * k).flat_map(value).collect();
+    let row = |row: usize| &bytes[row * k * 4..(row + 1) * k * 4];
+    let packed = Packed::from_rows_as(n, k, (Encoding::F32, format), row);
+    Arc::new(packed.expect("n × k values"))
 }
 
 fn linear(input: Activation, weight: Arc<Packed>, epilogue: Epilogue, output: Buf) -> Op {
@@ -118,46 +122,42 @@ fn decoder(rows: usize, gathered: usize, whole: bool) -> Program {
     program(ops, whole, (rows, gathered), layout.0, logits)
 }
 
-/// MiniLM-L6; with only its products, or whole.
-fn encoder(rows: usize, whole: bool) -> Program {
-    let mut layout = Layout::default();
-    let (x, qkv) = (layout.buf(rows, 384), layout.buf(rows, 1152));
-    let (mixed, hidden) = (layout.buf(rows, 384), layout.buf(rows, 1536));
-    let output = layout.buf(rows, 384);
+/// MiniLM-L6 in a format; with only its products, or whole.
+fn encoder(rows: usize, format: PackedFormat, whole: bool) -> Program {
+    let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
+    let (x, qkv) = (builder.full(Rows::All, 384), builder.full(Rows::All, 1152));
     let ones: Vector = vec![1.0; 384].into();
-    let [a, b, c] = [x, mixed, hidden].map(Activation::Full);
-    let norm = || {
-        let (weight, bias) = (Arc::clone(&ones), Some(Arc::clone(&ones)));
-        Op::Norm(Norm { rows: Rows::All, input: x, weight, bias, eps: 1e-12, output: a })
-    };
-    let mut ops = Vec::new();
+    let (weight, bias) = (ones.clone(), Some(ones));
+    let norm = Scale { weight, bias, eps: 1e-12 };
+    let dense = |n, k| Dense { weight: float(n, k, format), bias: Some(vec![0.1; n].into()) };
+    builder.norm(&norm, x, Activation::Full(x));
     for _ in 0..6 {
-        ops.extend([
-            linear(a, float(1152, 384), Epilogue::Store, qkv),
-            Op::PackedAttention(PackedAttention {
-                qkv,
-                heads: 12,
-                kv_heads: 12,
-                causal: false,
-                head_dim: 32,
-                scale: 0.177,
-                output: b,
-            }),
-            linear(b, float(384, 384), Epilogue::Add, x),
-            norm(),
-            linear(
-                a,
-                float(1536, 384),
-                if whole { Epilogue::Gelu } else { Epilogue::Store },
-                hidden,
-            ),
-            linear(c, float(384, 1536), Epilogue::Add, x),
-            norm(),
-        ]);
+        let (out, up, down) = (dense(384, 384), dense(1536, 384), dense(384, 1536));
+        builder.linear(&dense(1152, 384), Activation::Full(x), Epilogue::Store, qkv);
+        let output = builder.input_for(&out.weight, Rows::All);
+        builder.push(Op::PackedAttention(PackedAttention {
+            qkv,
+            heads: 12,
+            kv_heads: 12,
+            causal: false,
+            head_dim: 32,
+            scale: 0.177,
+            output,
+        }));
+        builder.linear(&out, output, Epilogue::Add, x);
+        builder.norm(&norm, x, Activation::Full(x));
+        let hidden = builder.linear_for(&down.weight, &up, x, Epilogue::Gelu);
+        builder.linear(&down, hidden, Epilogue::Add, x);
+        builder.norm(&norm, x, Activation::Full(x));
     }
+    let output = builder.full(Rows::Gathered, 384);
     let kind = PoolKind::Mean;
-    ops.push(Op::Pool(Pool { kind, normalize: true, input: x, output }));
-    program(ops, whole, (rows, rows), layout.0, output)
+    builder.push(Op::Pool(Pool { kind, normalize: true, input: x, output }));
+    let mut program = builder.finish(output, None);
+    if !whole {
+        program.ops.retain(|op| matches!(op, Op::Linear(_) | Op::HalfLinear(_)));
+    }
+    program
 }
 
 fn program(
@@ -231,10 +231,15 @@ fn steps(criterion: &mut Criterion) {
         bench(criterion, "SmolLM2 products", &decoder(rows, gathered, false), &batch);
         bench(criterion, "SmolLM2 step", &decoder(rows, gathered, true), &batch);
     }
-    for rows in [32, 512] {
-        let batch = batch(rows, SPAN, 0, 0);
-        bench(criterion, "MiniLM products", &encoder(rows, false), &batch);
-        bench(criterion, "MiniLM step", &encoder(rows, true), &batch);
+    let formats =
+        [("f32", PackedFormat::F32), ("bf16", PackedFormat::Bf16), ("int8", PackedFormat::Q8)];
+    for (name, format) in formats {
+        for rows in [14, 512] {
+            let batch = batch(rows, SPAN, 0, 0);
+            let products = encoder(rows, format, false);
+            bench(criterion, &format!("MiniLM {name} products"), &products, &batch);
+            bench(criterion, &format!("MiniLM {name} step"), &encoder(rows, format, true), &batch);
+        }
     }
 }
 

@@ -128,6 +128,7 @@ mod tests {
             name: "m".into(),
             aliases: vec![],
             task: ModelTask::Generate,
+            dtype: Default::default(),
             license: "MIT".into(),
             owned_by: None,
             files: vec![],

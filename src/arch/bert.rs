@@ -49,7 +49,6 @@ struct Layer {
 struct Buffers {
     hidden: Buf,
     qkv: Buf,
-    ff: Buf,
 }
 
 pub(super) fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
@@ -103,7 +102,6 @@ pub(super) fn build(
     let buffers = Buffers {
         hidden: builder.full(Rows::All, shape.hidden),
         qkv: builder.full(Rows::All, 3 * shape.hidden),
-        ff: builder.full(Rows::All, shape.ff),
     };
     let hidden = buffers.hidden;
     builder.push(Op::Embed(Embed { table, positions: Some(positions), types, output: hidden }));
@@ -227,9 +225,8 @@ impl Layer {
         })
     }
 
-    /// Encoder weights are f32, so the residual stream itself is the input of each matrix.
     fn push(&self, builder: &mut Builder, shape: &Shape, buffers: &Buffers) {
-        let &Buffers { hidden, qkv, ff } = buffers;
+        let &Buffers { hidden, qkv } = buffers;
         let (heads, head_dim) = (shape.heads, shape.hidden / shape.heads);
         let scale = 1.0 / (head_dim as f32).sqrt();
 
@@ -240,8 +237,8 @@ impl Layer {
         builder.push(Op::PackedAttention(attention));
         builder.linear(&self.output, output, Epilogue::Add, hidden);
         builder.norm(&self.attention_norm, hidden, Activation::Full(hidden));
-        builder.linear(&self.up, Activation::Full(hidden), shape.activation, ff);
-        builder.linear(&self.down, Activation::Full(ff), Epilogue::Add, hidden);
+        let ff = builder.linear_for(&self.down.weight, &self.up, hidden, shape.activation);
+        builder.linear(&self.down, ff, Epilogue::Add, hidden);
         builder.norm(&self.mlp_norm, hidden, Activation::Full(hidden));
     }
 }

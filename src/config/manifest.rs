@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::model::ModelTask;
+use crate::model::{Dtype, ModelTask};
 
 use super::document::{self, Step};
 use super::error::{ConfigError, Fault};
@@ -36,6 +36,9 @@ pub struct Manifest {
     pub aliases: Vec<String>,
     /// What it is for.
     pub task: ModelTask,
+    /// How float weights are kept and multiplied: `auto`, `f32`, `bf16` or `int8`.
+    #[serde(default)]
+    pub dtype: Dtype,
     /// SPDX expression of the weights.
     pub license: String,
     /// Named in `/v1/models`.

@@ -15,6 +15,8 @@ pub struct Features {
     pub avx2: bool,
     /// AVX-512 F, BW, VL and VNNI.
     pub avx512: bool,
+    /// The same and AVX-512 BF16.
+    pub bf16: bool,
 }
 
 impl Features {
@@ -30,7 +32,8 @@ impl Features {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
-            Self { avx2, avx512 }
+            let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+            Self { avx2, avx512, bf16 }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Self::default()
@@ -46,6 +49,7 @@ mod tests {
         assert!(threads_available() >= 1);
         let features = Features::detect();
         assert!(features.avx2 || !features.avx512, "every AVX-512 chip has AVX2");
+        assert!(features.avx512 || !features.bf16);
         assert_eq!(features, Features::detect());
     }
 }

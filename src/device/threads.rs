@@ -135,6 +135,15 @@ impl Member<'_> {
     /// # Errors
     /// A member panicked and will never come: leave the job.
     pub fn barrier(&self) -> Result<(), Aborted> {
+        self.barrier_after(|| ())
+    }
+
+    /// As [`Member::barrier`]; the member that comes last runs `last` before all go on. It may not
+    /// claim.
+    ///
+    /// # Errors
+    /// As [`Member::barrier`].
+    pub fn barrier_after(&self, last: impl FnOnce()) -> Result<(), Aborted> {
         let shared = self.shared;
         let seen = shared.passed.value();
         if shared.aborted.load(Ordering::SeqCst) {
@@ -143,6 +152,7 @@ impl Member<'_> {
         if shared.arrived.0.fetch_add(1, Ordering::SeqCst) + 1 == self.members {
             shared.arrived.0.store(0, Ordering::SeqCst);
             shared.next.0.store(0, Ordering::SeqCst);
+            last();
             shared.passed.advance();
         } else {
             shared.passed.wait_past(seen);

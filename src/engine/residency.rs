@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use crate::arch::{self, Description, Outline};
 use crate::kernels::builder::Capacity;
 use crate::kernels::ops::Program;
-use crate::model::EncoderCard;
+use crate::model::{Dtype, EncoderCard};
 use crate::store::ModelFiles;
 use crate::store::gguf::Header;
 use crate::weights::{LoadError, Weights};
@@ -74,6 +74,12 @@ pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
 }
 
 impl OpenedModel {
+    /// Chooses how float weights are kept; [`Dtype::Auto`] unless said.
+    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+        self.opened.weights = self.opened.weights.with_dtype(dtype);
+        self
+    }
+
     /// Bytes of memory that its tensors take.
     pub fn weight_bytes(&self) -> u64 {
         self.opened.weights.bytes()

@@ -214,8 +214,9 @@ impl Startup {
     ) -> Result<Opening, StartError> {
         let name = || model.name.clone();
         self.set_state(model, ModelState::Loading);
-        let opened =
-            residency::open(files).map_err(|source| StartError::Load { model: name(), source })?;
+        let opened = residency::open(files)
+            .map_err(|source| StartError::Load { model: name(), source })?
+            .with_dtype(manifest.dtype);
         // A classifier of one label scores whatever it was trained for.
         let scores = (opened.outline.task, model.task) == (ModelTask::Rerank, ModelTask::Classify);
         if opened.outline.task != model.task && !scores {

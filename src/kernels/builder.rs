@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::ops::{
-    Activation, Buf, Epilogue, KvShape, Linear, Norm, Op, Program, QuantBuf, Rows, Vector,
+    Activation, Buf, Convert, Epilogue, HalfBuf, HalfLinear, KvShape, Linear, Norm, Op, Program,
+    QuantBuf, Rows, Vector,
 };
 use super::packed::{Packed, PackedFormat};
 
@@ -49,22 +50,25 @@ impl Builder {
     /// A scratch buffer for the input of `weight`, in the form that it reads. What is written
     /// there is read by the very next op, so all layers share one buffer of a kind.
     pub fn input_for(&mut self, weight: &Packed, rows: Rows) -> Activation {
-        let width = weight.k;
-        let full = weight.format == PackedFormat::F32;
+        let form = Form::of(weight);
         let fits = |(of, scratch): &&(Rows, Activation)| {
-            *of == rows
-                && match scratch {
-                    Activation::Full(buf) => full && buf.width == width,
-                    Activation::Quant(buf) => !full && buf.width == width,
-                }
+            *of == rows && Form::from(scratch) == form && scratch.width() == weight.k
         };
         if let Some((_, scratch)) = self.scratch.iter().find(fits) {
             return *scratch;
         }
-        let scratch =
-            if full { Activation::Full(self.full(rows, width)) } else { self.quant(rows, width) };
+        let scratch = match form {
+            Form::Full => Activation::Full(self.full(rows, weight.k)),
+            Form::Quant => self.quant(rows, weight.k),
+            Form::Half => self.half(rows, weight.k),
+        };
         self.scratch.push((rows, scratch));
         scratch
+    }
+
+    fn half(&mut self, rows: Rows, width: usize) -> Activation {
+        let offset = self.reserve(self.count(rows) * width * size_of::<u16>());
+        Activation::Half(HalfBuf { offset, width })
     }
 
     fn quant(&mut self, rows: Rows, width: usize) -> Activation {
@@ -76,9 +80,13 @@ impl Builder {
         Activation::Quant(QuantBuf { values, scales, sums, width })
     }
 
-    /// Appends an op.
+    /// Appends an op. Where the input of a matrix is f32 and the matrix wants another form, it is
+    /// converted on the way.
     pub fn push(&mut self, op: Op) {
-        self.ops.push(op);
+        match op {
+            Op::Linear(op) => self.push_linear(op),
+            op => self.ops.push(op),
+        }
     }
 
     /// Appends `output = epilogue(input × weightᵀ + bias)`.
@@ -91,6 +99,82 @@ impl Builder {
             epilogue,
             output,
         }));
+    }
+
+    /// Appends `layer` of `input` and its activation, in the form that the next matrix reads.
+    /// As with [`Builder::input_for`], the next op has to read it.
+    pub fn linear_for(
+        &mut self,
+        next: &Packed,
+        layer: &Dense,
+        input: Buf,
+        epilogue: Epilogue,
+    ) -> Activation {
+        let rows = Rows::All;
+        let output = self.input_for(next, rows);
+        let Dense { weight, bias } = layer.clone();
+        match output {
+            Activation::Full(output) => {
+                self.linear(layer, Activation::Full(input), epilogue, output);
+            }
+            Activation::Half(_) if weight.format == PackedFormat::Bf16 => {
+                let Activation::Half(input) = self.converted(input, &weight, rows) else {
+                    unreachable!("bf16 weights read bf16 rows")
+                };
+                self.ops.push(Op::HalfLinear(HalfLinear {
+                    rows,
+                    input,
+                    weight,
+                    bias,
+                    epilogue,
+                    output,
+                }));
+            }
+            output => {
+                let wide = self.wide(rows, weight.n);
+                self.linear(layer, Activation::Full(input), epilogue, wide);
+                self.ops.push(Op::Convert(Convert { rows, input: wide, output }));
+            }
+        }
+        output
+    }
+
+    fn push_linear(&mut self, op: Linear) {
+        let Linear { rows, input, weight, bias, epilogue, output } = op;
+        let input = match input {
+            Activation::Full(input) => self.converted(input, &weight, rows),
+            ready => ready,
+        };
+        self.ops.push(match input {
+            Activation::Half(input) => {
+                let output = Activation::Full(output);
+                Op::HalfLinear(HalfLinear { rows, input, weight, bias, epilogue, output })
+            }
+            input => Op::Linear(Linear { rows, input, weight, bias, epilogue, output }),
+        });
+    }
+
+    /// `input` as `weight` reads it.
+    fn converted(&mut self, input: Buf, weight: &Packed, rows: Rows) -> Activation {
+        if Form::of(weight) == Form::Full {
+            return Activation::Full(input);
+        }
+        let output = self.input_for(weight, rows);
+        self.ops.push(Op::Convert(Convert { rows, input, output }));
+        output
+    }
+
+    /// A scratch buffer of f32.
+    fn wide(&mut self, rows: Rows, width: usize) -> Buf {
+        let found = self.scratch.iter().find_map(|(of, scratch)| match scratch {
+            Activation::Full(buf) if *of == rows && buf.width == width => Some(*buf),
+            _ => None,
+        });
+        found.unwrap_or_else(|| {
+            let buf = self.full(rows, width);
+            self.scratch.push((rows, Activation::Full(buf)));
+            buf
+        })
     }
 
     /// Appends a normalisation of every row.
@@ -135,6 +219,33 @@ impl Builder {
         let offset = self.bytes;
         self.bytes += bytes.next_multiple_of(64);
         offset
+    }
+}
+
+/// The forms that rows come in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Full,
+    Quant,
+    Half,
+}
+
+impl Form {
+    /// What a matrix reads.
+    fn of(weight: &Packed) -> Self {
+        match weight.format {
+            PackedFormat::F32 => Form::Full,
+            PackedFormat::Q4 | PackedFormat::Q8 => Form::Quant,
+            PackedFormat::Bf16 => Form::Half,
+        }
+    }
+
+    fn from(activation: &Activation) -> Self {
+        match activation {
+            Activation::Full(_) => Form::Full,
+            Activation::Quant(_) => Form::Quant,
+            Activation::Half(_) => Form::Half,
+        }
     }
 }
 

@@ -45,13 +45,44 @@ pub struct QuantBuf {
     pub width: usize,
 }
 
-/// What a [`Linear`] reads: f32 rows for float weights, quantised rows for quantised weights.
+/// A buffer of rows rounded to bf16: to the nearest, ties to even; what is smaller than 2^-50 in
+/// size becomes zero. So no product of two such values, and no sum of such products, is ever
+/// subnormal: processors that flush subnormal numbers compute what others compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HalfBuf {
+    /// Byte offset in the workspace, 64-byte aligned.
+    pub offset: usize,
+    /// Values a row; even.
+    pub width: usize,
+}
+
+/// What a [`Linear`] reads: f32 rows for f32 weights, quantised rows for quantised weights; and
+/// bf16 rows, what a [`HalfLinear`] reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// f32 rows.
     Full(Buf),
     /// 8-bit rows.
     Quant(QuantBuf),
+    /// bf16 rows.
+    Half(HalfBuf),
+}
+
+impl From<Buf> for Activation {
+    fn from(buf: Buf) -> Self {
+        Activation::Full(buf)
+    }
+}
+
+impl Activation {
+    /// Values a row.
+    pub fn width(&self) -> usize {
+        match self {
+            Activation::Full(buf) => buf.width,
+            Activation::Quant(buf) => buf.width,
+            Activation::Half(buf) => buf.width,
+        }
+    }
 }
 
 /// Which rows an op works on.
@@ -75,6 +106,8 @@ pub enum Op {
     Norm(Norm),
     Linear(Linear),
     HeadNorm(HeadNorm),
+    HalfLinear(HalfLinear),
+    Convert(Convert),
     RopeStore(RopeStore),
     Rope(Rope),
     PagedAttention(PagedAttention),
@@ -188,6 +221,37 @@ pub struct Linear {
     pub epilogue: Epilogue,
     /// `n` wide.
     pub output: Buf,
+}
+
+/// As [`Linear`], for bf16 weights and rows, and with rows of f32 or bf16 as the result.
+///
+/// One chain of fused multiply-adds in f32 for each output: over pairs of inputs in ascending
+/// order, in each pair the second first (1, 0, 3, 2, …), as the processors' bf16 instruction does.
+#[derive(Debug, Clone)]
+pub struct HalfLinear {
+    /// Rows taken part.
+    pub rows: Rows,
+    /// Input rows.
+    pub input: HalfBuf,
+    /// `n × k`, bf16.
+    pub weight: Arc<Packed>,
+    /// `n` values.
+    pub bias: Option<Vector>,
+    /// What happens to the sum.
+    pub epilogue: Epilogue,
+    /// `n` wide: f32, or bf16 unless the epilogue adds.
+    pub output: Activation,
+}
+
+/// `output[r] = input[r]` in another form.
+#[derive(Debug, Clone, Copy)]
+pub struct Convert {
+    /// Rows taken part.
+    pub rows: Rows,
+    /// f32.
+    pub input: Buf,
+    /// Rounded.
+    pub output: Activation,
 }
 
 /// The end of a [`Linear`].

@@ -11,10 +11,12 @@
 //!   eight vectors of 64 bytes. Byte `4 × output + i` of vector `j` is input `4j + i`, plus 128.
 //! - 8-bit with minimums: for each group 16 f16 scales, 16 f16 minimums, and values as above.
 //! - 4-bit and 8-bit in large blocks: see `large.rs`.
+//! - bf16: `[k / 2][16][2]` values.
 //!
 //! So a matrix is one stream of memory, which the processor reads ahead.
 
 mod blocks;
+mod float;
 pub(super) mod large;
 mod mixed;
 
@@ -24,6 +26,9 @@ use crate::device::arena::Region;
 
 use self::blocks::{LARGE, Large, Small};
 use self::large::LargeLayout;
+
+/// bf16 values smaller than this in size are zero: [`HalfBuf`](super::ops::HalfBuf) says why.
+pub(super) const HALF_LEAST: f32 = 1.0 / (1u64 << 50) as f32;
 
 /// Outputs in a panel.
 pub const PANEL: usize = 16;
@@ -66,6 +71,8 @@ pub enum PackedFormat {
     /// 8-bit values in large blocks, a factor and a shift for each 16 (GGUF Q6_K, and mixtures of
     /// all formats with large blocks).
     K8Halves,
+    /// bf16, rounded as [`round_half`] does.
+    Bf16,
 }
 
 /// How the bytes of a row that is to be packed encode its values. Little-endian.
@@ -103,8 +110,8 @@ pub enum Encoding {
 /// A matrix that cannot be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// Quantised rows come in groups of 32, or in blocks of 256.
-    #[error("a quantised row of {k} values is not a multiple of {block}")]
+    /// Quantised rows come in groups of 32 or blocks of 256, bf16 rows in pairs.
+    #[error("a row of {k} values is not a multiple of {block}")]
     Group {
         /// Values in a row.
         k: usize,
@@ -114,6 +121,9 @@ pub enum PackError {
     /// No format keeps rows of both encodings.
     #[error("rows as {0:?} and as {1:?} in one quantised matrix")]
     Mixture(Encoding, Encoding),
+    /// Only floats are rounded on the way.
+    #[error("{0:?} values are not packed as {1:?}")]
+    Format(Encoding, PackedFormat),
     /// A row has another length than its encoding says.
     #[error("row {row} has {found} bytes, {expected} expected")]
     RowBytes {
@@ -154,7 +164,24 @@ impl Packed {
         encoding: Encoding,
         row: impl Fn(usize) -> &'r [u8],
     ) -> Result<Self, PackError> {
-        Self::pack(n, k, encoding.packed(), |r| (encoding, row(r)))
+        Self::from_rows_as(n, k, (encoding, encoding.packed()), row)
+    }
+
+    /// As [`Packed::from_rows`], in a format of choice: floats can be rounded to bf16, or to 8
+    /// bits in groups of 32 (`scale = max|x| / 127` as f16).
+    ///
+    /// # Errors
+    /// As [`Packed::from_rows`], and values that are quantised already.
+    pub fn from_rows_as<'r>(
+        n: usize,
+        k: usize,
+        (encoding, format): (Encoding, PackedFormat),
+        row: impl Fn(usize) -> &'r [u8],
+    ) -> Result<Self, PackError> {
+        if format != encoding.packed() && encoding.packed() != PackedFormat::F32 {
+            return Err(PackError::Format(encoding, format));
+        }
+        Self::pack(n, k, format, |r| (encoding, row(r)))
     }
 
     fn pack<'r>(
@@ -246,6 +273,7 @@ impl Packed {
                     *value = f32_at(bytes, lane);
                 }
             }
+            PackedFormat::Bf16 => float::read_bf16(panel, lane, out),
             PackedFormat::Q4 => {
                 for (g, group) in out.chunks_exact_mut(GROUP).enumerate() {
                     let start = g * Q4_GROUP_BYTES;
@@ -278,6 +306,7 @@ impl PackedFormat {
     pub fn block(self) -> usize {
         match self {
             PackedFormat::F32 => 1,
+            PackedFormat::Bf16 => 2,
             PackedFormat::Q4 | PackedFormat::Q8 | PackedFormat::Q8Minimum => GROUP,
             PackedFormat::K4
             | PackedFormat::K4Halves
@@ -340,6 +369,11 @@ impl Encoding {
             return;
         }
         match (self, format) {
+            (_, PackedFormat::Bf16) => float::pack_bf16(self, row, panel, lane),
+            (Encoding::F32 | Encoding::F16 | Encoding::Bf16, PackedFormat::Q8) => {
+                let row = float::quantise_row(self, row);
+                Encoding::Q8Zero.pack(format, row.as_flattened(), panel, lane);
+            }
             (Encoding::F32, _) => pack_f32(row.as_chunks().0, panel, lane, f32::from_le_bytes),
             (Encoding::F16, _) => {
                 pack_f32(row.as_chunks().0, panel, lane, |b| f16::from_le_bytes(b).to_f32());
@@ -407,6 +441,18 @@ fn pack_q4<const B: usize>(
     }
 }
 
+/// `x` to the nearest bf16, ties to even; what is smaller than 2^-50 becomes zero, a NaN the
+/// quiet NaN.
+pub fn round_half(x: f32) -> u16 {
+    if x.is_nan() {
+        return 0x7FC0;
+    }
+    if x.abs() < HALF_LEAST {
+        return 0;
+    }
+    bf16::from_f32(x).to_bits()
+}
+
 /// Where an 8-bit group's scales and values start.
 fn q8_places(group: usize) -> (usize, usize) {
     let pair = group / 2 * Q8_PAIR_BYTES;
@@ -417,6 +463,7 @@ fn panel_bytes(format: PackedFormat, k: usize) -> usize {
     let groups = k / GROUP;
     match format {
         PackedFormat::F32 => k * PANEL * 4,
+        PackedFormat::Bf16 => k * PANEL * 2,
         PackedFormat::Q4 => groups * Q4_GROUP_BYTES,
         PackedFormat::Q8 => groups / 2 * Q8_PAIR_BYTES + groups % 2 * Q8_LAST_BYTES,
         PackedFormat::Q8Minimum => groups * Q8_MINIMUM_GROUP_BYTES,

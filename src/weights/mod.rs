@@ -7,8 +7,10 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::kernels::cpu::isa::SetKind;
 use crate::kernels::ops::Vector;
 use crate::kernels::packed::{Encoding, Packed, PackedFormat};
+use crate::model::Dtype;
 use crate::store::HeaderError;
 use crate::store::gguf::{GgmlType, Header};
 use crate::weights::table::{Found, Table};
@@ -41,6 +43,8 @@ pub enum LoadError {
 #[derive(Debug)]
 pub struct Weights {
     table: Table,
+    /// What float matrices are packed as.
+    floats: PackedFormat,
 }
 
 /// Some outputs of a matrix: whole tensors are stacked in the given order.
@@ -80,7 +84,7 @@ impl Weights {
     /// # Errors
     /// An unusable header.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        Table::open(path).map(|table| Self { table })
+        Table::open(path).map(Self::of)
     }
 
     /// Opens the safetensors files that an index names; `find` says where each lies.
@@ -91,7 +95,24 @@ impl Weights {
         path: &Path,
         find: impl Fn(&str) -> Option<PathBuf>,
     ) -> Result<Self, LoadError> {
-        Table::open_index(path, find).map(|table| Self { table })
+        Table::open_index(path, find).map(Self::of)
+    }
+
+    fn of(table: Table) -> Self {
+        Self { table, floats: PackedFormat::F32 }.with_dtype(Dtype::Auto)
+    }
+
+    /// Chooses what float matrices become when they are packed.
+    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+        self.floats = match dtype {
+            Dtype::Auto if self.gguf().is_none() && SetKind::detect().has_bf16() => {
+                PackedFormat::Bf16
+            }
+            Dtype::Auto | Dtype::F32 => PackedFormat::F32,
+            Dtype::Bf16 => PackedFormat::Bf16,
+            Dtype::Int8 => PackedFormat::Q8,
+        };
+        self
     }
 
     /// The GGUF header, if this is a GGUF file.
@@ -116,7 +137,12 @@ impl Weights {
     pub fn bytes(&self) -> u64 {
         let packed = |(rows, columns, kind): (usize, usize, GgmlType)| match rows {
             1 => 4 * columns as u64,
-            _ => encoding(kind).unwrap_or(Encoding::F32).packed().bytes(rows, columns) as u64,
+            _ => {
+                let format = encoding(kind).map_or(PackedFormat::F32, Encoding::packed);
+                let floats = format == PackedFormat::F32;
+                let format = if floats { self.format(columns) } else { format };
+                format.bytes(rows, columns) as u64
+            }
         };
         self.table.shapes().into_iter().map(packed).sum()
     }
@@ -139,13 +165,27 @@ impl Weights {
                 let counts = found.iter().zip(encodings);
                 let of: Vec<Encoding> =
                     counts.flat_map(|(tensor, of)| std::iter::repeat_n(of, tensor.rows)).collect();
-                Packed::from_mixed_rows(rows, columns, |row| (of[row], slices[row]))
+                let row = |row: usize| (of[row], slices[row]);
+                match of.first() {
+                    Some(&first) if first.packed() == PackedFormat::F32 => {
+                        Packed::from_mixed_rows_as(rows, columns, self.format(columns), row)
+                    }
+                    _ => Packed::from_mixed_rows(rows, columns, row),
+                }
             }
             None => Packed::from_f32(rows, columns, &self.stack_f32(parts, &found)?),
         };
         packed.map(Arc::new).map_err(|error| {
             LoadError::Shape(format!("tensor '{}' cannot be packed: {error}", parts[0].tensor))
         })
+    }
+
+    /// What float rows of `columns` values become: f32 where the choice does not suit them.
+    fn format(&self, columns: usize) -> PackedFormat {
+        match columns.is_multiple_of(self.floats.block()) {
+            true => self.floats,
+            false => PackedFormat::F32,
+        }
     }
 
     /// A matrix as plain f32 rows.

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::isa::{Isa, LANES, Task};
-use crate::kernels::packed::GROUP;
+use crate::kernels::packed::{GROUP, HALF_LEAST};
 
 /// A processor with AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -33,6 +33,7 @@ fn both(f: impl Fn(usize) -> __m256) -> Pair {
 // the instructions; what else a method needs is its own caller's promise.
 impl Isa for Avx2 {
     type F = Pair;
+    type H = [__m256i; 2];
 
     const WIDE: bool = false;
 
@@ -174,6 +175,52 @@ impl Isa for Avx2 {
     fn prefetch(self, from: *const u16) {
         // SAFETY: a hint, which faults at no address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_pairs(self, from: *const u16) -> [__m256i; 2] {
+        // SAFETY: see above.
+        unsafe { [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(LANES).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, from: *const u16) -> [__m256i; 2] {
+        // SAFETY: see above.
+        unsafe { [_mm256_set1_epi32(from.cast::<i32>().read_unaligned()); 2] }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: [__m256i; 2], b: [__m256i; 2], c: Pair) -> Pair {
+        // SAFETY: see above.
+        both(|i| unsafe {
+            let high = _mm256_set1_epi32(!0xFFFF);
+            let second = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
+            let first = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
+            let sum = _mm256_fmadd_ps(second(a[i]), second(b[i]), c[i]);
+            _mm256_fmadd_ps(first(a[i]), first(b[i]), sum)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn write_bf16(self, x: Pair, to: *mut u16) {
+        // SAFETY: see above.
+        unsafe {
+            let rounded = x.map(|x| {
+                let bits = _mm256_castps_si256(x);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+                let half = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+                let half = _mm256_blendv_epi8(half, _mm256_set1_epi32(0x7FC0), nan);
+                let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+                let least = _mm256_set1_ps(HALF_LEAST);
+                let large = _mm256_cmp_ps::<_CMP_NLT_UQ>(size, least);
+                _mm256_and_si256(half, _mm256_castps_si256(large))
+            });
+            let words = _mm256_packus_epi32(rounded[0], rounded[1]);
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            _mm256_storeu_si256(to.cast(), words);
+        }
     }
 
     #[inline(always)]

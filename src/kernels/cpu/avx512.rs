@@ -6,11 +6,11 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::isa::{Isa, LANES, Task};
-use crate::kernels::packed::GROUP;
+use crate::kernels::packed::{GROUP, HALF_LEAST};
 
-/// A processor with AVX-512 F, BW, VL, VNNI, and AVX2, FMA, F16C.
+/// A processor with AVX-512 F, BW, VL, VNNI, and AVX2, FMA, F16C; and BF16 if `HALVES`.
 #[derive(Clone, Copy)]
-struct Avx512;
+struct Avx512<const HALVES: bool>;
 
 /// Runs `units` of `task` with AVX-512.
 ///
@@ -18,13 +18,23 @@ struct Avx512;
 /// The processor has the features that are enabled here.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(super) unsafe fn run<T: Task>(task: &T, units: Range<usize>) {
-    task.run(Avx512, units);
+    task.run(Avx512::<false>, units);
 }
 
-// SAFETY, for every block below: a value of `Avx512` is made only by `run`, whose caller promises
-// the instructions; what else a method needs is its own caller's promise.
-impl Isa for Avx512 {
+/// Runs `units` of `task` with AVX-512 and its bf16 instructions.
+///
+/// # Safety
+/// The processor has the features that are enabled here.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]
+pub(super) unsafe fn run_bf16<T: Task>(task: &T, units: Range<usize>) {
+    task.run(Avx512::<true>, units);
+}
+
+// SAFETY, for every block below: a value of `Avx512` is made only by `run` and `run_bf16`, whose
+// callers promise the instructions; what else a method needs is its own caller's promise.
+impl<const HALVES: bool> Isa for Avx512<HALVES> {
     type F = __m512;
+    type H = __m512i;
 
     const WIDE: bool = true;
 
@@ -157,6 +167,49 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn read_pairs(self, from: *const u16) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, from: *const u16) -> __m512i {
+        // SAFETY: see above.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512i, b: __m512i, c: __m512) -> __m512 {
+        // SAFETY: see above; the bf16 instruction only where `HALVES` says that it is there.
+        unsafe {
+            if HALVES {
+                return _mm512_dpbf16_ps(c, bf16_pairs(a), bf16_pairs(b));
+            }
+            let high = _mm512_set1_epi32(!0xFFFF);
+            let second = |x| _mm512_castsi512_ps(_mm512_and_si512(x, high));
+            let first = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
+            _mm512_fmadd_ps(first(a), first(b), _mm512_fmadd_ps(second(a), second(b), c))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write_bf16(self, x: __m512, to: *mut u16) {
+        // SAFETY: see above.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+            let half = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let half = _mm512_mask_mov_epi32(half, nan, _mm512_set1_epi32(0x7FC0));
+            let least = _mm512_set1_ps(HALF_LEAST);
+            let large = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_abs_ps(x), least);
+            let half = _mm512_maskz_cvtepi32_epi16(large, half);
+            _mm256_storeu_si256(to.cast(), half);
+        }
+    }
+
+    #[inline(always)]
     fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [__m512; R] {
         // SAFETY: see above; 4 vectors of 64 bytes, 8 quads a row.
         unsafe {
@@ -278,6 +331,13 @@ unsafe fn exact<const R: usize>(sums: [__m512i; R]) -> [__m512; R] {
         }
         exact
     }
+}
+
+/// The same bits.
+#[inline(always)]
+fn bf16_pairs(x: __m512i) -> __m512bh {
+    // SAFETY: two types of the same vector; every bit pattern is 32 bf16.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(x) }
 }
 
 /// Four bytes of a row, in every lane.

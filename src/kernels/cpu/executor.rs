@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::attention::{packed::PackedTask, paged::PagedTask};
 use super::head_norm::HeadNormTask;
+use super::halves::{ConvertTask, HalfLinearTask};
 use super::isa::{Set, SetKind, Task};
 use super::linear::LinearTask;
 use super::rope::{RopeStoreTask, RopeTask};
@@ -15,7 +16,7 @@ use super::views::Memory;
 use crate::device::arena::Region;
 use crate::device::threads::{Aborted, Member, Panicked, Team};
 use crate::kernels::batch::{Batch, KvMap};
-use crate::kernels::ops::{Activation, Buf, Op, Program, Rows};
+use crate::kernels::ops::{Buf, Op, Program, Rows};
 use crate::kernels::sample::Sampler;
 use crate::kernels::sample::adjust::Past;
 use crate::request::{Detail, Logprobs, Sampling, TokenId};
@@ -249,20 +250,54 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    /// Links are cut where members must wait for each other. What is too little to share is done
+    /// by the member that comes to a barrier last, while the others wait there anyway.
     fn run(&self, program: &Program) -> Result<(), Aborted> {
-        let mut before = None;
-        for op in &program.ops {
-            let alone = self.member.members() == 1 || self.load.nanos(op) < ALONE_BELOW_NANOS;
-            // What one member does alone, one after the other, needs no barrier between.
-            if before.is_some_and(|before| !(before && alone)) {
+        let mut rest = program.ops.as_slice();
+        while !rest.is_empty() {
+            let small = rest.iter().take_while(|op| !self.is_shared(op)).count();
+            let (alone, shared) = rest.split_at(small);
+            let run_alone = || alone.iter().for_each(|op| self.op(op, true));
+            if rest.len() < program.ops.len() {
+                self.member.barrier_after(run_alone)?;
+            } else if small > 0 {
+                // At the start the caller is there and the others are still waking up.
+                if self.member.index() == 0 {
+                    run_alone();
+                }
                 self.member.barrier()?;
             }
-            before = Some(alone);
-            if !alone || self.member.index() == 0 {
-                self.op(op, alone);
+            let chain = chain(shared);
+            match &shared[..chain] {
+                [] => {}
+                [op] => self.op(op, false),
+                ops => self.rows(ops),
             }
+            rest = &shared[chain..];
         }
         Ok(())
+    }
+
+    fn is_shared(&self, op: &Op) -> bool {
+        self.member.members() > 1 && self.load.nanos(op) >= ALONE_BELOW_NANOS
+    }
+
+    /// Takes ops of which a row depends on the same row only, row by row through all of them.
+    fn rows(&self, ops: &[Op]) {
+        let around = &self.around;
+        let rows = by_row(&ops[0]).map_or(0, |rows| around.rows(rows));
+        let chunk = rows.div_ceil(8 * self.member.members()).max(1);
+        while let Some(range) = self.member.claim(rows, chunk) {
+            for op in ops {
+                let range = range.clone();
+                match op {
+                    Op::Embed(op) => self.set.run(&EmbedTask::new(op, around), range),
+                    Op::Norm(op) => self.set.run(&NormTask::new(op, around), range),
+                    Op::Convert(op) => self.set.run(&ConvertTask::new(op, around), range),
+                    _ => unreachable!("`by_row` knows these"),
+                }
+            }
+        }
     }
 
     fn op(&self, op: &Op, alone: bool) {
@@ -272,6 +307,8 @@ impl Walk<'_> {
             Op::Norm(op) => self.task(&NormTask::new(op, around), alone),
             Op::Linear(op) => self.task(&LinearTask::new(op, around), alone),
             Op::HeadNorm(op) => self.task(&HeadNormTask::new(op, around), alone),
+            Op::HalfLinear(op) => self.task(&HalfLinearTask::new(op, around), alone),
+            Op::Convert(op) => self.task(&ConvertTask::new(op, around), alone),
             Op::RopeStore(op) => self.task(&RopeStoreTask::new(op, around), alone),
             Op::Rope(op) => self.task(&RopeTask::new(op, around), alone),
             Op::PagedAttention(op) => self.task(&PagedTask::new(op, around), alone),
@@ -292,6 +329,23 @@ impl Walk<'_> {
         while let Some(range) = self.member.claim(units, chunk) {
             self.set.run(task, range);
         }
+    }
+}
+
+/// Number of ops from the first on that one member can take a row through without waiting.
+fn chain(ops: &[Op]) -> usize {
+    let Some(first) = ops.first() else { return 0 };
+    let Some(rows) = by_row(first) else { return 1 };
+    ops.iter().take_while(|op| by_row(op) == Some(rows)).count()
+}
+
+/// The rows of an op whose output rows depend on nothing but the same input row.
+fn by_row(op: &Op) -> Option<Rows> {
+    match op {
+        Op::Embed(_) => Some(Rows::All),
+        Op::Norm(op) => Some(op.rows),
+        Op::Convert(op) => Some(op.rows),
+        _ => None,
     }
 }
 
@@ -334,22 +388,21 @@ impl Load {
                 let read = if products == 0 { 0 } else { op.weight.bytes() };
                 products / 100 + read / 20
             }
+            Op::HalfLinear(op) => {
+                let products = rows(op.rows) * op.weight.n * op.weight.k;
+                let read = if products == 0 { 0 } else { op.weight.bytes() };
+                products / 150 + read / 20
+            }
+            Op::Convert(op) => rows(op.rows) * op.input.width / 16,
             Op::HeadNorm(op) => self.rows * op.qkv.width / 8,
             Op::RopeStore(op) => self.rows * op.qkv.width / 2,
             Op::Rope(op) => self.rows * op.qkv.width / 4,
-            Op::PagedAttention(op) => self.seen * width(&op.output) / 16,
-            Op::PackedAttention(op) => self.seen * width(&op.output) / 16,
-            Op::GatedSilu(op) => self.rows * width(&op.output) / 4,
+            Op::PagedAttention(op) => self.seen * op.output.width() / 16,
+            Op::PackedAttention(op) => self.seen * op.output.width() / 16,
+            Op::GatedSilu(op) => self.rows * op.output.width() / 4,
             Op::Gather(op) => self.gathered * op.output.width / 16,
             Op::Pool(op) => self.spans.max(self.rows) * op.output.width / 16,
         }
-    }
-}
-
-fn width(activation: &Activation) -> usize {
-    match activation {
-        Activation::Full(buf) => buf.width,
-        Activation::Quant(buf) => buf.width,
     }
 }
 

@@ -22,6 +22,8 @@ pub(in crate::kernels) const LANES: usize = 16;
 pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
     /// 16 f32.
     type F: Copy;
+    /// 16 pairs of bf16.
+    type H: Copy;
 
     /// Whether 32 vectors fit the registers: how large tiles may be.
     const WIDE: bool;
@@ -105,6 +107,24 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
         half: usize,
     ) -> [Self::F; R];
 
+    /// 16 pairs of bf16 from `from` on, at any alignment.
+    ///
+    /// # Safety
+    /// They are readable and nobody writes them meanwhile.
+    unsafe fn read_pairs(self, from: *const u16) -> Self::H;
+    /// The pair of bf16 at `from`, at any alignment, 16 times.
+    ///
+    /// # Safety
+    /// As [`Isa::read_pairs`].
+    unsafe fn splat_pair(self, from: *const u16) -> Self::H;
+    /// `fma(a0, b0, fma(a1, b1, c))` for each pair. No value is subnormal.
+    fn dot_pairs(self, a: Self::H, b: Self::H, c: Self::F) -> Self::F;
+    /// As [`Isa::write`], to bf16 as [`round_half`](crate::kernels::packed::round_half) does.
+    ///
+    /// # Safety
+    /// As [`Isa::write`].
+    unsafe fn write_bf16(self, x: Self::F, to: *mut u16);
+
     /// Says that the cache line at `from` is read soon.
     #[inline(always)]
     fn prefetch(self, _from: *const u16) {}
@@ -144,6 +164,9 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
 
 /// Work on one op that falls into independent units.
 pub(in crate::kernels) trait Task: Sync {
+    /// Whether it has products of bf16: the others are not compiled once more for them.
+    const HALVES: bool = false;
+
     /// How many units there are.
     fn units(&self) -> usize;
     /// Does `units`, for each unit the same whatever else is in the range.
@@ -159,11 +182,14 @@ pub enum SetKind {
     Avx2,
     /// AVX-512 F, BW, VL, VNNI.
     Avx512,
+    /// The same and AVX-512 BF16.
+    Avx512Bf16,
 }
 
 impl SetKind {
     /// Every set, slowest first.
-    pub const ALL: [SetKind; 3] = [SetKind::Reference, SetKind::Avx2, SetKind::Avx512];
+    pub const ALL: [SetKind; 4] =
+        [SetKind::Reference, SetKind::Avx2, SetKind::Avx512, SetKind::Avx512Bf16];
 
     /// The fastest set that this processor runs.
     pub fn detect() -> Self {
@@ -176,7 +202,13 @@ impl SetKind {
             SetKind::Reference => true,
             SetKind::Avx2 => Features::detect().avx2,
             SetKind::Avx512 => Features::detect().avx512,
+            SetKind::Avx512Bf16 => Features::detect().bf16,
         }
+    }
+
+    /// Whether bf16 products are faster than those of f32.
+    pub fn has_bf16(self) -> bool {
+        self == SetKind::Avx512Bf16
     }
 
     /// In logs.
@@ -185,6 +217,7 @@ impl SetKind {
             SetKind::Reference => "reference",
             SetKind::Avx2 => "avx2",
             SetKind::Avx512 => "avx512",
+            SetKind::Avx512Bf16 => "avx512bf16",
         }
     }
 }
@@ -212,7 +245,10 @@ impl Set {
             SetKind::Avx2 => unsafe { super::avx2::run(task, units) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            SetKind::Avx512 => unsafe { super::avx512::run(task, units) },
+            SetKind::Avx512Bf16 if T::HALVES => unsafe { super::avx512::run_bf16(task, units) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            SetKind::Avx512 | SetKind::Avx512Bf16 => unsafe { super::avx512::run(task, units) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("`new` refuses sets of other processors"),
         }

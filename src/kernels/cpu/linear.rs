@@ -25,9 +25,7 @@ pub(super) struct LinearTask<'a> {
     op: &'a Linear,
     input: Input,
     output: Floats,
-    rows: usize,
-    row_block: usize,
-    panel_block: usize,
+    blocks: Blocks,
 }
 
 #[derive(Clone, Copy)]
@@ -42,32 +40,21 @@ impl<'a> LinearTask<'a> {
         let input = match &op.input {
             Activation::Full(buf) => Input::Full(Floats::new(around.workspace, buf, rows)),
             Activation::Quant(buf) => Input::Quant(Quants::new(around.workspace, buf, rows)),
+            Activation::Half(_) => panic!("bf16 rows are for HalfLinear"),
         };
         let width = match &input {
             Input::Full(floats) => floats.width(),
             Input::Quant(quants) => quants.width(),
         };
+        assert_ne!(op.weight.format, PackedFormat::Bf16, "such weights are for HalfLinear");
         let quantised = op.weight.format != PackedFormat::F32;
         assert_eq!(quantised, matches!(input, Input::Quant(_)), "8-bit rows for such weights");
         assert_eq!(width, op.weight.k, "a row is as wide as the weight's inputs");
         assert!(op.bias.as_ref().is_none_or(|bias| bias.len() == op.weight.n));
         let output = Floats::new(around.workspace, &op.output, rows);
         assert_eq!(output.width(), op.weight.n, "an output row is as wide as the weight's outputs");
-
-        let row_blocks = rows.div_ceil(ROWS_MAX).max(1);
-        let row_block =
-            rows.div_ceil(row_blocks).next_multiple_of(ROWS_TOGETHER).max(ROWS_TOGETHER);
-        // Eight units a member, so that a slow neighbour is waited for an eighth at most.
-        let panel_block = op.weight.panels() * row_blocks / (8 * around.members);
-        let panel_block = match panel_block {
-            0..4 => panel_block.max(1),
-            _ => panel_block.min(PANELS_MAX) / 4 * 4,
-        };
-        Self { op, input, output, rows, row_block, panel_block }
-    }
-
-    fn row_blocks(&self) -> usize {
-        self.rows.div_ceil(self.row_block)
+        let blocks = Blocks::new(rows, op.weight.panels(), around.members);
+        Self { op, input, output, blocks }
     }
 
     /// 8-bit rows through one panel.
@@ -179,17 +166,13 @@ impl<'a> LinearTask<'a> {
 
 impl Task for LinearTask<'_> {
     fn units(&self) -> usize {
-        self.row_blocks() * self.op.weight.panels().div_ceil(self.panel_block)
+        self.blocks.units()
     }
 
     #[inline(always)]
     fn run<S: Isa>(&self, s: S, units: Range<usize>) {
-        let row_blocks = self.row_blocks();
         for unit in units {
-            let first = unit / row_blocks * self.panel_block;
-            let panels = first..self.op.weight.panels().min(first + self.panel_block);
-            let first = unit % row_blocks * self.row_block;
-            let rows = first..self.rows.min(first + self.row_block);
+            let (panels, rows) = self.blocks.of(unit);
             match self.input {
                 Input::Full(input) => self.full(s, input, panels, rows),
                 Input::Quant(input) => {
@@ -199,6 +182,48 @@ impl Task for LinearTask<'_> {
                 }
             }
         }
+    }
+}
+
+/// How a product falls into units: a block of rows in a block of panels each.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks {
+    rows: usize,
+    row_block: usize,
+    panels: usize,
+    panel_block: usize,
+}
+
+impl Blocks {
+    pub(super) fn new(rows: usize, panels: usize, members: usize) -> Self {
+        let row_blocks = rows.div_ceil(ROWS_MAX).max(1);
+        let row_block =
+            rows.div_ceil(row_blocks).next_multiple_of(ROWS_TOGETHER).max(ROWS_TOGETHER);
+        // Eight units a member, so that a slow neighbour is waited for an eighth at most.
+        let panel_block = panels * row_blocks / (8 * members);
+        let panel_block = match panel_block {
+            0..4 => panel_block.max(1),
+            _ => panel_block.min(PANELS_MAX) / 4 * 4,
+        };
+        Self { rows, row_block, panels, panel_block }
+    }
+
+    fn row_blocks(&self) -> usize {
+        self.rows.div_ceil(self.row_block)
+    }
+
+    pub(super) fn units(&self) -> usize {
+        self.row_blocks() * self.panels.div_ceil(self.panel_block)
+    }
+
+    /// Panels and rows of a unit.
+    #[inline(always)]
+    pub(super) fn of(&self, unit: usize) -> (Range<usize>, Range<usize>) {
+        let row_blocks = self.row_blocks();
+        let first = unit / row_blocks * self.panel_block;
+        let panels = first..self.panels.min(first + self.panel_block);
+        let first = unit % row_blocks * self.row_block;
+        (panels, first..self.rows.min(first + self.row_block))
     }
 }
 

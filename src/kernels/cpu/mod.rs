@@ -9,6 +9,7 @@ mod avx512;
 mod attention;
 pub mod executor;
 mod head_norm;
+mod halves;
 pub mod isa;
 mod large;
 mod linear;

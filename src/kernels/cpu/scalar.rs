@@ -5,13 +5,14 @@
 use half::f16;
 
 use super::isa::{Isa, LANES};
-use crate::kernels::packed::GROUP;
+use crate::kernels::packed::{GROUP, round_half};
 
 /// Needs no instruction in particular.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scalar;
 
 type Lanes = [f32; LANES];
+type Pairs = [[u16; 2]; LANES];
 
 #[inline(always)]
 fn each(f: impl FnMut(usize) -> f32) -> Lanes {
@@ -20,6 +21,7 @@ fn each(f: impl FnMut(usize) -> f32) -> Lanes {
 
 impl Isa for Scalar {
     type F = Lanes;
+    type H = Pairs;
 
     const WIDE: bool = false;
 
@@ -117,6 +119,33 @@ impl Isa for Scalar {
     #[inline(always)]
     fn peak(self, a: Lanes) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    unsafe fn read_pairs(self, from: *const u16) -> Pairs {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<Pairs>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, from: *const u16) -> Pairs {
+        // SAFETY: the caller's promise.
+        [unsafe { from.cast::<[u16; 2]>().read_unaligned() }; LANES]
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: Pairs, b: Pairs, c: Lanes) -> Lanes {
+        let full = |half: u16| f32::from_bits(u32::from(half) << 16);
+        each(|i| {
+            let second = full(a[i][1]).mul_add(full(b[i][1]), c[i]);
+            full(a[i][0]).mul_add(full(b[i][0]), second)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn write_bf16(self, x: Lanes, to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(x.map(round_half)) }
     }
 
     #[inline(always)]

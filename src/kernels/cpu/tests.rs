@@ -3,6 +3,7 @@
 
 mod attention;
 mod large;
+mod halves;
 mod linear;
 mod maths;
 mod programs;

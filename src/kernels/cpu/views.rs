@@ -10,7 +10,7 @@
 use super::isa::{Isa, LANES};
 use super::math;
 use crate::device::arena::Region;
-use crate::kernels::ops::{Activation, Buf, QuantBuf};
+use crate::kernels::ops::{Activation, Buf, HalfBuf, QuantBuf};
 use crate::kernels::packed::GROUP;
 
 /// A region, for the time of one step, as every member sees it.
@@ -266,11 +266,74 @@ impl QuantTile<1> {
     }
 }
 
+/// Rows of bf16.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Halves {
+    start: *mut u16,
+    width: usize,
+    rows: usize,
+}
+
+// SAFETY: under the discipline of this module.
+unsafe impl Send for Halves {}
+// SAFETY: under the discipline of this module.
+unsafe impl Sync for Halves {}
+
+impl Halves {
+    pub(super) fn new(memory: Memory, buf: &HalfBuf, rows: usize) -> Self {
+        assert!(buf.width.is_multiple_of(2), "{} values are no whole pairs", buf.width);
+        Self { start: memory.at(buf.offset, rows * buf.width), width: buf.width, rows }
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> HalfRow {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        // SAFETY: inside the buffer, as checked here and in `new`.
+        HalfRow { start: unsafe { self.start.add(row * self.width) }, width: self.width }
+    }
+}
+
+/// One row of bf16.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HalfRow {
+    start: *mut u16,
+    width: usize,
+}
+
+impl HalfRow {
+    /// Where its values are.
+    #[inline(always)]
+    pub(super) fn values(self) -> *const u16 {
+        self.start
+    }
+
+    /// 16 values to column `c` on, less those beyond the row.
+    #[inline(always)]
+    pub(super) fn store<S: Isa>(self, s: S, c: usize, x: S::F) {
+        if c + LANES <= self.width {
+            // SAFETY: inside the row, which is this unit's.
+            return unsafe { s.write_bf16(x, self.start.add(c)) };
+        }
+        let mut halves = [0; LANES];
+        // SAFETY: 16 values of our own.
+        unsafe { s.write_bf16(x, halves.as_mut_ptr()) };
+        for (i, half) in halves.into_iter().enumerate().take(self.width.saturating_sub(c)) {
+            // SAFETY: inside the row, which is this unit's.
+            unsafe { self.start.add(c + i).write(half) };
+        }
+    }
+}
+
 /// Where an op's output rows go.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Sink {
     Full(Floats),
     Quant(Quants),
+    Half(Halves),
 }
 
 impl Sink {
@@ -278,6 +341,7 @@ impl Sink {
         match activation {
             Activation::Full(buf) => Sink::Full(Floats::new(memory, buf, rows)),
             Activation::Quant(buf) => Sink::Quant(Quants::new(memory, buf, rows)),
+            Activation::Half(buf) => Sink::Half(Halves::new(memory, buf, rows)),
         }
     }
 
@@ -285,6 +349,7 @@ impl Sink {
         match self {
             Sink::Full(floats) => floats.width(),
             Sink::Quant(quants) => quants.width(),
+            Sink::Half(halves) => halves.width(),
         }
     }
 
@@ -293,6 +358,7 @@ impl Sink {
         match self {
             Sink::Full(floats) => SinkRow::Full(floats.row(row)),
             Sink::Quant(quants) => SinkRow::Quant(quants.tile(row)),
+            Sink::Half(halves) => SinkRow::Half(halves.row(row)),
         }
     }
 }
@@ -302,6 +368,7 @@ impl Sink {
 pub(super) enum SinkRow {
     Full(Row),
     Quant(QuantTile<1>),
+    Half(HalfRow),
 }
 
 impl SinkRow {
@@ -311,6 +378,12 @@ impl SinkRow {
     pub(super) fn store<S: Isa>(self, s: S, c: usize, end: usize, x: [S::F; 2]) {
         match self {
             SinkRow::Full(row) => {
+                row.store(s, c, x[0]);
+                if c + LANES < end {
+                    row.store(s, c + LANES, x[1]);
+                }
+            }
+            SinkRow::Half(row) => {
                 row.store(s, c, x[0]);
                 if c + LANES < end {
                     row.store(s, c + LANES, x[1]);

@@ -24,6 +24,23 @@ impl Packed {
         }
         Self::pack(n, k, format, row)
     }
+
+    /// As [`Packed::from_rows_as`] with rows of several encodings of floats.
+    ///
+    /// # Errors
+    /// As [`Packed::from_rows_as`].
+    pub fn from_mixed_rows_as<'r>(
+        n: usize,
+        k: usize,
+        format: PackedFormat,
+        row: impl Fn(usize) -> (Encoding, &'r [u8]),
+    ) -> Result<Self, PackError> {
+        let quantised = |r: &usize| row(*r).0.packed() != PackedFormat::F32;
+        if let Some(r) = (0..n).find(quantised) {
+            return Err(PackError::Format(row(r).0, format));
+        }
+        Self::pack(n, k, format, row)
+    }
 }
 
 impl PackedFormat {

@@ -179,3 +179,40 @@ fn what_does_not_fit_is_refused() {
     let short = Packed::from_rows(2, 3, Encoding::F32, |r| &[0; 12][..12 - r]).unwrap_err();
     assert_eq!(short.to_string(), "row 1 has 11 bytes, 12 expected");
 }
+
+#[test]
+fn floats_are_rounded_on_request() {
+    let values: Vec<f32> = (0..20 * 64).map(|i| (i as f32 * 0.61).sin() * 0.07).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let rows = |k: usize| {
+        let bytes = &bytes;
+        move |row: usize| &bytes[row * k * 4..(row + 1) * k * 4]
+    };
+    for (format, error) in [(PackedFormat::Bf16, 1.0 / 256.0), (PackedFormat::Q8, 1.0 / 250.0)] {
+        let packed = Packed::from_rows_as(20, 64, (Encoding::F32, format), rows(64)).unwrap();
+        let mut row = vec![0.0; 64];
+        for n in 0..20 {
+            packed.read_row(n, &mut row);
+            for (got, value) in row.iter().zip(&values[n * 64..]) {
+                // Eight bits err by half a step of the group's largest value.
+                let size = if format == PackedFormat::Q8 { 0.07 } else { value.abs() };
+                assert!((got - value).abs() <= size * error, "{got} for {value}");
+            }
+        }
+    }
+    let bf16 = (Encoding::F32, PackedFormat::Bf16);
+    assert!(matches!(Packed::from_rows_as(2, 7, bf16, rows(7)), Err(PackError::Pair(7))));
+    let twice = (Encoding::Q8Zero, PackedFormat::Bf16);
+    assert!(matches!(Packed::from_rows_as(1, 32, twice, rows(32)), Err(PackError::Format(..))));
+}
+
+#[test]
+fn halves_are_rounded_to_even_and_never_tiny() {
+    let tie = f32::from_bits(0x3F80_8000);
+    assert_eq!(round_half(tie), 0x3F80);
+    assert_eq!(round_half(f32::from_bits(0x3F81_8000)), 0x3F82);
+    assert_eq!(round_half(-1e-20), 0);
+    assert_eq!(round_half(HALF_LEAST), 0x2680);
+    assert_eq!(round_half(f32::NAN), 0x7FC0);
+    assert_eq!(round_half(f32::MAX), 0x7F80);
+}

@@ -60,6 +60,7 @@ impl Bench {
             name: "org/a-model".into(),
             aliases: vec![],
             task: ModelTask::Embed,
+            dtype: Default::default(),
             license: "MIT".into(),
             owned_by: None,
             files,

@@ -111,6 +111,7 @@ fn run(
         case.run_everywhere();
         let got = match output {
             Activation::Full(buf) => case.floats(buf, rows),
+            Activation::Half(_) => unreachable!("not asked for"),
             Activation::Quant(buf) => {
                 case.dequantised(buf, rows).iter().map(|x| *x as f32).collect()
             }
