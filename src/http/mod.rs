@@ -14,6 +14,7 @@ mod error;
 mod generate;
 mod health;
 mod input;
+mod kserve;
 mod models;
 mod openai;
 mod params;
@@ -50,7 +51,8 @@ pub fn main_router(front: Arc<Front>) -> Router {
         .merge(rerank::router())
         .merge(tei::router())
         .merge(models::router())
-        .merge(health::router());
+        .merge(health::router())
+        .merge(kserve::router());
     if front.config.admin.metrics_on_main {
         router = router.merge(admin::metrics_router());
     }
