@@ -27,6 +27,14 @@ pub(crate) const END: TokenId = 256;
 
 /// The models: `tiny` (alias `gpt-x`) generates, `org/vec` embeds, `late` is still loading.
 pub(crate) fn front(config: Config) -> (Arc<Front>, mpsc::Receiver<Submission>) {
+    front_with(config, vec![])
+}
+
+/// As [`front`], with more encoders.
+pub(crate) fn front_with(
+    config: Config,
+    more: Vec<(&'static str, ModelTask, EncoderCard)>,
+) -> (Arc<Front>, mpsc::Receiver<Submission>) {
     let card = |name: &str, task| ModelCard {
         name: name.into(),
         aliases: if name == "tiny" { vec!["gpt-x".into()] } else { vec![] },
@@ -34,19 +42,23 @@ pub(crate) fn front(config: Config) -> (Arc<Front>, mpsc::Receiver<Submission>) 
         created: 1_700_000_000,
         owned_by: "tests".into(),
     };
-    let cards = vec![
+    let mut cards = vec![
         card("tiny", ModelTask::Generate),
         card("org/vec", ModelTask::Embed),
         card("late", ModelTask::Generate),
     ];
+    cards.extend(more.iter().map(|(name, task, _)| card(name, *task)));
     let models = cards.iter().map(|card| (card.name.clone(), card.task)).collect();
     let telemetry = Telemetry::new(Setup { models, ..Setup::default() });
     let catalog = Catalog::new(cards);
-    for (name, context) in [("tiny", CONTEXT), ("org/vec", INPUT)] {
+    let vectors = EncoderCard { width: 3, pooling: "mean", ..EncoderCard::default() };
+    catalog.find("org/vec").unwrap().set_encoder(vectors);
+    for (name, _, encoder) in &more {
+        catalog.find(name).unwrap().set_encoder(encoder.clone());
+    }
+    let encoders = more.iter().map(|(name, ..)| (*name, INPUT));
+    for (name, context) in encoders.chain([("tiny", CONTEXT), ("org/vec", INPUT)]) {
         let model = catalog.find(name).unwrap();
-        if model.task == ModelTask::Embed {
-            model.set_encoder(EncoderCard { width: 3, pooling: "mean", ..EncoderCard::default() });
-        }
         model.set_text(text(), context);
         model.set_state(ModelState::Ready);
     }

@@ -4,26 +4,18 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 
 use crate::admission::Front;
 use crate::lifecycle::Phase;
-use crate::model::ModelState;
 
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new()
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/health", get(ready))
-        .route("/v2/health/live", get(live))
-        .route("/v2/health/ready", get(ready))
-}
-
-/// Readiness of single models: it tells which there are, so it needs a key.
-pub(super) fn models() -> Router<Arc<Front>> {
-    Router::new().route("/v2/models/{*path}", get(model_ready))
 }
 
 /// Whether the process is worth keeping: until it has stopped, unless the engine has died.
@@ -48,14 +40,4 @@ pub(super) async fn live(State(front): State<Arc<Front>>) -> (StatusCode, &'stat
 async fn ready(State(front): State<Arc<Front>>) -> (StatusCode, String) {
     let phase = format!("{}\n", front.lifecycle.phase().as_str());
     (if is_ready(&front) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, phase)
-}
-
-/// `/v2/models/{name}/ready`; names may hold slashes.
-async fn model_ready(State(front): State<Arc<Front>>, Path(path): Path<String>) -> StatusCode {
-    let model = path.strip_suffix("/ready").and_then(|name| front.catalog.find(name).ok());
-    match model.map(|model| model.state()) {
-        None => StatusCode::NOT_FOUND,
-        Some(ModelState::Ready | ModelState::Evicted) if is_ready(&front) => StatusCode::OK,
-        Some(_) => StatusCode::SERVICE_UNAVAILABLE,
-    }
 }

@@ -15,6 +15,7 @@ mod error;
 mod generate;
 mod health;
 mod input;
+mod kserve;
 mod logprobs;
 mod models;
 mod openai;
@@ -61,8 +62,8 @@ pub fn main_router(front: Arc<Front>) -> Router {
         .merge(rerank::router())
         .merge(tei::router())
         .merge(models::router())
-        .merge(health::models());
-    let mut open = health::router();
+        .merge(kserve::router());
+    let mut open = health::router().merge(kserve::probes());
     if front.config.admin.metrics_on_main {
         match front.config.auth.open_metrics {
             true => open = open.merge(admin::metrics_router()),

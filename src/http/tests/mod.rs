@@ -6,8 +6,12 @@ mod choices;
 mod edge;
 mod limits;
 mod embeddings;
+mod encoders;
 mod errors;
 mod generate;
+mod kserve;
+mod rerank;
+mod tei;
 
 use std::sync::Arc;
 
@@ -41,7 +45,12 @@ pub(super) struct Reply {
 
 impl App {
     pub(super) fn new(config: Config) -> (Self, mpsc::Receiver<Submission>) {
-        let (front, inbox) = testing::front(config);
+        Self::over(testing::front(config))
+    }
+
+    fn over(
+        (front, inbox): (Arc<Front>, mpsc::Receiver<Submission>),
+    ) -> (Self, mpsc::Receiver<Submission>) {
         let main = main_router(Arc::clone(&front));
         let admin = admin_router(Arc::clone(&front));
         (Self { front, main, admin }, inbox)
