@@ -235,8 +235,8 @@ impl Form {
     fn of(weight: &Packed) -> Self {
         match weight.format {
             PackedFormat::F32 => Form::Full,
-            PackedFormat::Q4 | PackedFormat::Q8 => Form::Quant,
             PackedFormat::Bf16 => Form::Half,
+            _ => Form::Quant,
         }
     }
 

@@ -105,6 +105,8 @@ impl<'a> HalfLinearTask<'a> {
                 Place::Half(_) => unreachable!("`new` refuses it"),
             },
             Epilogue::Gelu => math::gelu(s, y),
+            Epilogue::Tanh => math::tanh(s, y),
+            Epilogue::Relu => s.where_less(y, s.splat(0.0), s.splat(0.0), y),
         };
         match place {
             Place::Full(row) => row.store(s, c, y),

@@ -201,7 +201,8 @@ fn floats_are_rounded_on_request() {
         }
     }
     let bf16 = (Encoding::F32, PackedFormat::Bf16);
-    assert!(matches!(Packed::from_rows_as(2, 7, bf16, rows(7)), Err(PackError::Pair(7))));
+    let odd = Packed::from_rows_as(2, 7, bf16, rows(7));
+    assert!(matches!(odd, Err(PackError::Group { k: 7, block: 2 })));
     let twice = (Encoding::Q8Zero, PackedFormat::Bf16);
     assert!(matches!(Packed::from_rows_as(1, 32, twice, rows(32)), Err(PackError::Format(..))));
 }

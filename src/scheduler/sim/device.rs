@@ -149,7 +149,7 @@ impl Device {
                     &step.history[detail.generated.start as usize..][..detail.generated.len()];
                 let in_seat = match span.input {
                     Input::Seat(Seat(seat)) => Some(self.seats[seat as usize]),
-                    Input::Known => None,
+                    Input::Known | Input::Pair { .. } => None,
                 };
                 known.iter().copied().chain(in_seat).collect::<Vec<TokenId>>()
             });

@@ -11,6 +11,7 @@ use crate::request::{
 use crate::scheduler::step::{BLOCK_TOKENS, Outcome, SlotId, Step, StepKind};
 use crate::scheduler::{LaneConfig, LaneKind, Load, Said, Scheduler, SchedulerConfig};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// More steps than any world needs: beyond it, the world goes in circles.
 const STEPS_MAX: u64 = 60_000;
@@ -423,8 +424,8 @@ fn choice_of(request: &Request, choice: u64) -> Option<Request> {
     request.id.0 += choice;
     match &mut request.task {
         Task::Generate(generate) => generate.sampling.choice = choice as u32,
-        Task::Embed(_) if choice > 0 => return None,
-        Task::Embed(_) => {}
+        Task::Encode(_) if choice > 0 => return None,
+        Task::Encode(_) => {}
     }
     Some(request)
 }

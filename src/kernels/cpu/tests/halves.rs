@@ -83,6 +83,7 @@ fn products_are_the_defined_chain_in_every_set() {
                         Epilogue::Add => assert_eq!(*got, before[i] + y, "value {i}"),
                         Epilogue::Store if halves => assert_eq!(*got, rounded(&[y])[0]),
                         Epilogue::Store => assert_eq!(*got, y, "value {i}"),
+                        Epilogue::Tanh | Epilogue::Relu => unreachable!("not among the cases"),
                     }
                 }
             }
