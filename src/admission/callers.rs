@@ -200,3 +200,67 @@ fn named(bytes: &[u8]) -> Result<&str> {
         Error::new(ErrorKind::InvalidRequest, message)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Setup;
+
+    const FIRST: &[u8] = b"the-first-key-of-this-test";
+    const SECOND: &[u8] = b"the-second-key-of-this-test";
+
+    fn entry(name: &str, key: &[u8], rest: &str) -> String {
+        let key = std::str::from_utf8(key).unwrap();
+        format!("[[key]]\nname = \"{name}\"\nkey = \"{key}\"\n{rest}\n")
+    }
+
+    #[test]
+    fn a_changed_file_holds_and_a_bad_one_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("keys");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        write(&entry("a", FIRST, "requests_per_minute = 2"));
+        let auth = Auth { keys_file: Some(file.clone()), ..Auth::default() };
+        let callers = Callers::open(&auth, Telemetry::new(Setup::default())).unwrap();
+        let knows = |key: &[u8]| callers.recognise(Some(key), None);
+        let enter = |key: &[u8]| knows(key)?.quota.unwrap().enter(crate::request::Micros(0));
+        let first = knows(FIRST).unwrap();
+        assert!(knows(SECOND).is_err() && knows(b"").is_err());
+        assert!(callers.recognise(None, None).is_err());
+        enter(FIRST).unwrap();
+
+        // The same name with another key: what it has used stays used.
+        write(&(entry("a", SECOND, "requests_per_minute = 2\nadmin = true")));
+        assert!(knows(FIRST).is_ok(), "nobody has looked yet");
+        callers.reload();
+        assert!(knows(FIRST).is_err());
+        let second = knows(SECOND).unwrap();
+        assert_eq!((second.tenant, second.key(), second.admin), (first.tenant, Some("a"), true));
+        enter(SECOND).unwrap();
+        assert!(enter(SECOND).is_err());
+
+        for bad in ["", "[[key]]", "key = 5", &entry("a b", FIRST, "")] {
+            write(bad);
+            callers.reload();
+            assert!(knows(SECOND).is_ok() && knows(FIRST).is_err(), "{bad}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        callers.reload();
+        assert!(knows(SECOND).is_ok());
+        write(&(entry("b", FIRST, "") + &entry("a", SECOND, "")));
+        callers.reload();
+        assert_ne!(knows(FIRST).unwrap().tenant, knows(SECOND).unwrap().tenant);
+        assert!(enter(SECOND).is_ok(), "without a limit now");
+    }
+
+    #[test]
+    fn tenants_beyond_the_labels_do_not_share_a_cache() {
+        let callers = Callers::open(&Auth::default(), Telemetry::new(Setup::default())).unwrap();
+        let tenant = |name: &str| callers.recognise(None, Some(name.as_bytes())).unwrap().tenant;
+        let names: Vec<String> = (0..500).map(|n| format!("t{n}")).collect();
+        let ids: std::collections::HashSet<_> = names.iter().map(|name| tenant(name)).collect();
+        assert_eq!(ids.len(), names.len());
+        assert!(names.iter().all(|name| ids.contains(&tenant(name))), "the same every time");
+        assert!(!ids.contains(&TenantId::default()));
+    }
+}

@@ -25,6 +25,8 @@ struct Bench {
     phase: watch::Sender<Phase>,
     telemetry: Arc<Telemetry>,
     engine: Option<std::thread::JoinHandle<Ending>>,
+    /// Who asks.
+    tenant: TenantId,
     next: u64,
 }
 
@@ -67,7 +69,15 @@ impl Bench {
             let _entered = handle.enter();
             Engine::new(scheduler, Box::new(FakeRunner::new(device)), (1, 1), links).run()
         });
-        Self { runtime, inbox, phase, telemetry, engine: Some(engine), next: 0 }
+        Self {
+            runtime,
+            inbox,
+            phase,
+            telemetry,
+            engine: Some(engine),
+            tenant: TenantId(0),
+            next: 0,
+        }
     }
 
     fn ask(&mut self, lane: LaneId, task: Task) -> Events {
@@ -76,7 +86,7 @@ impl Bench {
         let request = Request {
             id: RequestId(self.next),
             lane,
-            tenant: TenantId(0),
+            tenant: self.tenant,
             arrived: self.telemetry.now(),
             deadline: None,
             task,
@@ -231,4 +241,22 @@ fn a_client_that_goes_away_frees_its_place() {
     assert!(started.elapsed() < Duration::from_millis(300), "200 tokens would take longer");
     let load = bench.telemetry.snapshot().load;
     assert_eq!(load.lanes.iter().map(|lane| lane.running + lane.waiting).sum::<u32>(), 0);
+}
+
+#[test]
+fn device_time_is_charged_to_who_asks() {
+    let step = Duration::from_millis(2);
+    let mut bench = Bench::new(FakeDevice { step, ..device() });
+    bench.tenant = bench.telemetry.tenant("acme").unwrap();
+    let events = bench.generate(4);
+    bench.hear(events);
+    let page = bench.telemetry.render();
+    let seconds = |tenant: &str| -> f64 {
+        let name = "sconce_tenant_device_seconds_total";
+        let series = format!("{name}{{tenant=\"{tenant}\",model=\"chat\"}} ");
+        let line = page.lines().find_map(|line| line.strip_prefix(&series));
+        line.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
+    };
+    assert!(seconds("acme") >= 0.006, "{}", seconds("acme"));
+    assert_eq!(seconds("anonymous"), 0.0);
 }

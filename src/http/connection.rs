@@ -23,6 +23,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
@@ -36,6 +37,9 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 /// Most headers of one request that are read at all.
 const HEADERS_READ_MAX: usize = 256;
+
+/// How long a new connection may say nothing: nobody's pool holds it yet.
+const FIRST_BYTE_MAX: Duration = Duration::from_secs(60);
 
 /// How long answers may still be written once the process has stopped.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -63,8 +67,27 @@ impl Peer {
     }
 }
 
+/// What connections are made of.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Makes the close that follows throw away what was not taken. The system would otherwise go
+    /// on offering it for minutes to a client that does not read.
+    fn give_up(&self);
+}
+
+impl Stream for TcpStream {
+    fn give_up(&self) {
+        if let Err(error) = self.set_zero_linger() {
+            tracing::debug!(%error, "a stuck connection is closed slowly");
+        }
+    }
+}
+
+impl Stream for UnixStream {
+    fn give_up(&self) {}
+}
+
 /// Serves one connection to its end.
-pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+pub(super) async fn serve<S: Stream>(
     stream: S,
     peer: Peer,
     router: Router,
@@ -188,9 +211,9 @@ struct Timed<S> {
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Timed<S> {
+impl<S: Stream> Timed<S> {
     fn new(stream: S, activity: Arc<Activity>, limits: Limits) -> Self {
-        let timer = Box::pin(tokio::time::sleep(limits.keep_alive));
+        let timer = Box::pin(tokio::time::sleep(limits.keep_alive.min(FIRST_BYTE_MAX)));
         Self { stream, activity, was_busy: false, in_headers: false, limits, timer, stuck: None }
     }
 
@@ -207,6 +230,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Timed<S> {
         let limit = self.limits.write_time;
         let stuck = self.stuck.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(stuck.as_mut().poll(context));
+        self.stream.give_up();
         let message = "the client takes nothing of its answer";
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
     }
@@ -228,7 +252,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Timed<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Timed<S> {
+impl<S: Stream> AsyncRead for Timed<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -260,7 +284,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Timed<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<S> {
+impl<S: Stream> AsyncWrite for Timed<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

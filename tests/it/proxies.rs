@@ -87,7 +87,8 @@ fn haproxy(folder: &Path, servers: [&str; 2]) -> Proxy {
         "
     );
     let file = folder.join("haproxy.cfg");
-    std::fs::write(&file, config).unwrap();
+    // It takes a file whose last line does not end for a truncated one.
+    std::fs::write(&file, config.trim_end().to_owned() + "\n").unwrap();
     let mut command = Command::new("haproxy");
     command.arg("-db").arg("-f").arg(&file);
     run(command, port)

@@ -37,7 +37,7 @@ fn slow_clients_are_ended_and_others_served() {
         ("headers", &chat, &["-H", "-i", "2", "-t", "GET"]),
         ("body", &chat, &["-B", "-i", "2", "-s", "8192", "-f", "application/json"]),
         // Many answers in one go, so that they do not fit into the system's buffers.
-        ("read", &metrics, &["-X", "-w", "10", "-y", "20", "-n", "5", "-z", "32", "-k", "40"]),
+        ("read", &metrics, &["-X", "-w", "10", "-y", "20", "-n", "5", "-z", "32", "-k", "10"]),
     ];
     for (name, url, mode) in attacks {
         let over = AtomicBool::new(false);

@@ -117,7 +117,7 @@ async fn a_body_has_its_time() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cancelled() {
-    const PROMPTS: usize = 200;
+    const PROMPTS: usize = 120;
     let mut site = Site::open(Limits { write_time: Duration::from_millis(300), ..LIMITS });
     let prompts = vec!["a"; PROMPTS];
     let body = serde_json::json!({"model": "tiny", "stream": true, "max_tokens": 60,
