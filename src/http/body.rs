@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::{Path, Segment};
 
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
@@ -14,6 +15,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A body that makes no progress for this long is given up.
 const STALL: Duration = Duration::from_secs(30);
+
+/// Characters of a field's name that are shown.
+const NAME_MAX: usize = 40;
 
 /// Characters of a parser's message that are shown: it quotes the offending value.
 const SHOWN_MAX: usize = 200;
@@ -36,10 +40,14 @@ pub(super) async fn json<T: DeserializeOwned + Send + 'static>(
     front.parse(bytes, misshapen).await
 }
 
-fn misshapen(error: serde_json::Error) -> Error {
+fn misshapen(place: &Path, error: &serde_json::Error) -> Error {
     let shown: String = error.to_string().chars().take(SHOWN_MAX).collect();
     let message = format!("the body is not JSON of the right shape: {shown}");
-    Error::new(ErrorKind::InvalidRequest, message)
+    let error = Error::new(ErrorKind::InvalidRequest, message);
+    match place.iter().next() {
+        Some(Segment::Map { key }) => error.at(key.chars().take(NAME_MAX).collect::<String>()),
+        _ => error,
+    }
 }
 
 /// Refuses what a web page can send without asking (`text/plain`, forms): a server without keys
