@@ -1,6 +1,7 @@
 //! What can go wrong with a request: whose fault it is, whether trying again can help, and when.
 //! Knows nothing of HTTP; `http/error.rs` is the one place that turns this into a status code.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     kind: ErrorKind,
     message: String,
-    param: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
 }
 
@@ -80,8 +81,8 @@ impl Error {
 
     /// Names the field that is at fault.
     #[must_use]
-    pub fn at(mut self, param: &'static str) -> Self {
-        self.param = Some(param);
+    pub fn at(mut self, param: impl Into<Cow<'static, str>>) -> Self {
+        self.param = Some(param.into());
         self
     }
 
@@ -103,8 +104,8 @@ impl Error {
     }
 
     /// The offending request field.
-    pub fn param(&self) -> Option<&'static str> {
-        self.param
+    pub fn param(&self) -> Option<&str> {
+        self.param.as_deref()
     }
 
     /// How long to wait before the next try.

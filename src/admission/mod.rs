@@ -188,16 +188,24 @@ impl Front {
     /// Parses a JSON body.
     ///
     /// # Errors
-    /// The parser's, by way of `refuse`; `InvalidRequest` for one that is nested too deep.
+    /// The parser's and the place that it is about, by way of `refuse`; `InvalidRequest` for one
+    /// that is nested too deep.
     pub async fn parse<T: DeserializeOwned + Send + 'static>(
         &self,
         body: Vec<u8>,
-        refuse: fn(serde_json::Error) -> Error,
+        refuse: fn(&serde_path_to_error::Path, &serde_json::Error) -> Error,
     ) -> Result<T> {
         let expected = Micros((body.len() / PARSED_PER_MICRO) as u64);
         self.heavy(expected, move || {
             check_depth(&body)?;
-            serde_json::from_slice(&body).map_err(refuse)
+            serde_json::from_slice(&body).map_err(|error| {
+                // Keeping track of the place costs something: only what failed is parsed again.
+                let again = &mut serde_json::Deserializer::from_slice(&body);
+                match serde_path_to_error::deserialize::<_, T>(again) {
+                    Err(placed) => refuse(placed.path(), placed.inner()),
+                    Ok(_) => refuse(&serde_path_to_error::Track::new().path(), &error),
+                }
+            })
         })
         .await
     }

@@ -5,6 +5,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::{Path, Segment};
 use tokio::time::{Instant, timeout_at};
 
 use crate::admission::Front;
@@ -15,6 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes that are reserved for a body before any of it is here.
 const AT_FIRST: usize = 64 * 1024;
+
+/// Characters of a field's name that are shown.
+const NAME_MAX: usize = 40;
 
 /// Characters of a parser's message that are shown: it quotes the offending value.
 const SHOWN_MAX: usize = 200;
@@ -55,11 +59,15 @@ pub(super) async fn whole(
     Ok((parts.headers, bytes))
 }
 
-/// The error for JSON of the wrong shape.
-pub(super) fn misshapen(error: serde_json::Error) -> Error {
+/// The error for JSON of the wrong shape, and the field that it is about.
+pub(super) fn misshapen(place: &Path, error: &serde_json::Error) -> Error {
     let shown: String = error.to_string().chars().take(SHOWN_MAX).collect();
     let message = format!("the body is not JSON of the right shape: {shown}");
-    Error::new(ErrorKind::InvalidRequest, message)
+    let error = Error::new(ErrorKind::InvalidRequest, message);
+    match place.iter().next() {
+        Some(Segment::Map { key }) => error.at(key.chars().take(NAME_MAX).collect::<String>()),
+        _ => error,
+    }
 }
 
 /// Refuses what a web page can send without asking (`text/plain`, forms): a server without keys

@@ -130,9 +130,6 @@ impl ChatTemplate {
     /// The rendered text.
     fn text(&self, messages: Vec<Value>, flags: &[(&'static str, bool)]) -> Result<String> {
         let context = context! {
-            // Whatever they are called, they hide nothing of what follows.
-            ..Value::from_iter(flags.iter().copied()),
-            ..context! {
             messages,
             add_generation_prompt => true,
             bos_token => &self.begin,
@@ -140,7 +137,8 @@ impl ChatTemplate {
             // Templates ask whether these are none.
             tools => (),
             documents => (),
-            },
+            // Last, for the first of a name counts.
+            ..Value::from_pairs(flags.iter().copied()),
         };
         let mut prompt = Bounded::default();
         self.environment

@@ -13,6 +13,9 @@ fn the_api_answers() {
     a_seed_fixes_the_text_and_another_changes_it(&server);
     stop_strings_and_limits_end_an_answer(&server);
     a_prompt_may_be_token_ids(&server);
+    choices_are_what_each_would_be_alone(&server);
+    bias_and_penalties_change_the_text(&server);
+    log_probabilities_come_with_the_tokens(&server);
     embeddings_are_the_same_in_every_form(&server);
     mistakes_are_told_with_value_and_limit(&server);
     the_models_are_listed(&server);
@@ -98,6 +101,105 @@ fn a_prompt_may_be_token_ids(server: &Server) {
     assert_eq!(ids["usage"]["completion_tokens"], 16, "the default of this endpoint");
 }
 
+fn choices_are_what_each_would_be_alone(server: &Server) {
+    let url = server.url(CHAT);
+    let words: Vec<String> = (0..100).map(|number| format!("lamp {number}")).collect();
+    let ask = |n: u64, streamed: bool| {
+        let mut body = chat(&format!("Tell me about {}.", words.join(", ")), 12);
+        body["temperature"] = json!(1.2);
+        body["seed"] = json!(11);
+        body["n"] = json!(n);
+        if streamed {
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({"include_usage": true});
+            let mut texts = vec![String::new(); n as usize];
+            let mut usage = Value::Null;
+            for event in stream(&url, &body).filter(|event| event != "[DONE]") {
+                let chunk: Value = serde_json::from_str(&event).unwrap();
+                usage = chunk["usage"].clone();
+                let Some(choice) = chunk["choices"].get(0) else { continue };
+                let index = choice["index"].as_u64().unwrap() as usize;
+                texts[index] += choice["delta"]["content"].as_str().unwrap_or("");
+            }
+            return (texts, usage);
+        }
+        let (status, answer) = post(&url, &body);
+        assert_eq!(status, 200, "{answer}");
+        let choices = answer["choices"].as_array().unwrap().iter();
+        let texts = choices.map(|c| c["message"]["content"].as_str().unwrap().to_owned());
+        (texts.collect::<Vec<_>>(), answer["usage"].clone())
+    };
+    let rows = || -> f64 {
+        let series = |kind| {
+            format!("sconce_step_tokens_sum{{model=\"smollm2-135m-instruct\",kind=\"{kind}\"}}")
+        };
+        ["prefill", "mixed"].map(|kind| server.metric(&series(kind))).iter().sum()
+    };
+    let before = rows();
+    let (four, usage) = ask(4, false);
+    let prompt = usage["prompt_tokens"].as_u64().unwrap();
+    assert!(prompt > 200, "{usage}");
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0, "the first computes it");
+    let computed = rows() - before;
+    assert!(computed < 1.5 * prompt as f64, "{computed} prompt rows for {prompt} tokens");
+    assert_eq!(ask(1, false).0, four[..1]);
+    assert_eq!(ask(2, false).0, four[..2]);
+    assert_ne!(four[0], four[1]);
+    let (streamed, usage) = ask(4, true);
+    assert_eq!(streamed, four);
+    assert_eq!(usage["prompt_tokens"], prompt);
+}
+
+fn bias_and_penalties_change_the_text(server: &Server) {
+    let url = server.url("/v1/completions");
+    let ask = |extra: Value| {
+        let mut body = json!({
+            "model": "smollm2-135m-instruct", "prompt": "One, two, three,", "temperature": 0,
+        });
+        extra.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        let (status, answer) = post(&url, &body);
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    let plain = ask(json!({}));
+    assert!(plain.starts_with(" four,"), "{plain}");
+    assert_eq!(ask(json!({"logit_bias": {"19556": 100}, "max_tokens": 3})), "HelloHelloHello");
+    let commas = |text: &str| text.matches(',').count();
+    let penalised = ask(json!({"frequency_penalty": 2, "max_tokens": 16}));
+    assert!(commas(&penalised) < commas(&plain), "{plain:?} {penalised:?}");
+    let repeated = ask(json!({"repetition_penalty": 3, "max_tokens": 16}));
+    assert!(commas(&repeated) < commas(&plain), "{plain:?} {repeated:?}");
+    assert_eq!(ask(json!({"frequency_penalty": 2, "max_tokens": 16})), penalised);
+}
+
+fn log_probabilities_come_with_the_tokens(server: &Server) {
+    let body = json!({
+        "model": "smollm2-135m-instruct", "prompt": "One, two, three,", "temperature": 0,
+        "max_tokens": 6, "logprobs": 2, "echo": false,
+    });
+    let (status, answer) = post(&server.url("/v1/completions"), &body);
+    assert_eq!(status, 200, "{answer}");
+    let choice = &answer["choices"][0];
+    let logprobs = &choice["logprobs"];
+    let tokens: Vec<&str> =
+        logprobs["tokens"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+    assert_eq!(tokens.len(), 6);
+    assert_eq!(tokens.concat(), choice["text"].as_str().unwrap());
+    for (index, token) in tokens.iter().enumerate() {
+        let own = logprobs["token_logprobs"][index].as_f64().unwrap();
+        assert!(own <= 0.0 && logprobs["top_logprobs"][index][token] == own, "{logprobs}");
+        let offset = logprobs["text_offset"][index].as_u64().unwrap() as usize;
+        assert_eq!(offset, tokens[..index].concat().len());
+    }
+    let mut body = chat("Say hi.", 4);
+    body["logprobs"] = json!(true);
+    let (status, answer) = post(&server.url(CHAT), &body);
+    assert_eq!(status, 200, "{answer}");
+    let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len() as u64, answer["usage"]["completion_tokens"].as_u64().unwrap());
+    assert_eq!(content[0]["top_logprobs"], json!([]));
+}
+
 fn embeddings_are_the_same_in_every_form(server: &Server) {
     let url = server.url(EMBED);
     let ask = |input: Value, format: &str| {
@@ -133,7 +235,8 @@ fn mistakes_are_told_with_value_and_limit(server: &Server) {
         (CHAT, json!({"model": "smollm", "messages": messages}), 404, "model_not_found"),
         (CHAT, json!({"model": model, "messages": []}), 400, "invalid_request"),
         (CHAT, json!({"model": model}), 400, "invalid_request"),
-        (CHAT, json!({"model": model, "messages": messages, "n": 2}), 400, "unsupported"),
+        (CHAT, json!({"model": model, "messages": messages, "n": 17}), 400, "invalid_request"),
+        (CHAT, json!({"model": model, "messages": messages, "best_of": 2}), 400, "unsupported"),
         (
             CHAT,
             json!({"model": model, "messages": messages, "temperature": 3}),

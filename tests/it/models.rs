@@ -9,9 +9,9 @@ use sconce::engine::residency;
 use sconce::engine::runner::Runner;
 use sconce::kernels::cpu::executor::Executor;
 use sconce::kernels::cpu::isa::SetKind;
-use sconce::request::{LaneId, Micros, RequestId, Sampling};
+use sconce::request::{Detail, LaneId, Micros, RequestId, Sampling};
 use sconce::scheduler::step::{
-    BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Seat, Span, Step,
+    BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Seat, Span, SpanDetail, Step,
 };
 use sconce::scheduler::{LaneConfig, LaneKind};
 use sconce::store::ModelFiles;
@@ -90,6 +90,16 @@ impl Bench {
             blocks,
             input: encode.0,
             output,
+        });
+    }
+
+    /// What was added last also says log-probabilities, of this many tokens besides its own.
+    fn score(&mut self, top: u8) {
+        self.step.details.push(SpanDetail {
+            span: self.step.spans.len() as u32 - 1,
+            detail: Detail { adjustment: None, logprobs: Some(top) },
+            prompt: [].into(),
+            generated: 0..0,
         });
     }
 
@@ -207,6 +217,46 @@ fn smollm2_chooses_the_oracles_next_token() {
     eprintln!("agreement with the oracle over {positions} positions: {ours:.4} ({theirs:.4})");
     assert!(ours >= 0.93, "{ours}");
     assert!(ours >= theirs - 0.02, "{ours}, llama.cpp has {theirs}");
+}
+
+/// The oracle's 20 most likely tokens at each position of its own continuations. Weights are the
+/// same 4-bit ones; activations are not, neither here nor in llama.cpp.
+#[test]
+fn log_probabilities_agree_with_the_oracle() {
+    let golden = golden_json("smollm2_logprobs.json");
+    let theirs = golden["llama_cpp_mean_difference"].as_f64().unwrap();
+    let mut bench = Bench::new(GENERATOR, SetKind::detect(), 2);
+    let (mut sum, mut count, mut missing) = (0.0, 0, 0);
+    for prompt in golden["prompts"].as_array().unwrap() {
+        let start = ids(&prompt["prompt_ids"]);
+        let answer = ids(&prompt["answer_ids"]);
+        for position in 0..answer.len() {
+            match position {
+                0 => bench.add(0, 0, &start),
+                _ => bench.add(0, start.len() + position - 1, &answer[position - 1..position]),
+            }
+            bench.score(20);
+            let outcome = bench.run();
+            let [told] = &outcome.logprobs[..] else { panic!("{:?}", outcome.logprobs) };
+            assert_eq!((told.top[0].0, told.top[0].1), (outcome.tokens[0], told.chosen), "greedy");
+            assert_eq!(told.top.len(), 20);
+            assert!(told.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
+            assert!(told.top.iter().map(|(_, logprob)| logprob.exp()).sum::<f32>() <= 1.0001);
+            let expected = ids(&prompt["top20_ids"][position]);
+            let values = prompt["top20"][position].as_array().unwrap();
+            for (id, value) in expected.iter().zip(values) {
+                count += 1;
+                match told.top.iter().find(|(other, _)| other == id) {
+                    Some((_, ours)) => sum += (f64::from(*ours) - value.as_f64().unwrap()).abs(),
+                    None => missing += 1,
+                }
+            }
+        }
+    }
+    let mean = sum / f64::from(count - missing);
+    eprintln!("mean difference {mean:.4} (llama.cpp's {theirs}); {missing} of {count} not listed");
+    assert!(count >= 2000 && mean <= theirs * 1.25, "{mean}, llama.cpp has {theirs}");
+    assert!(f64::from(missing) <= 0.12 * f64::from(count), "{missing} of {count}");
 }
 
 #[test]

@@ -283,7 +283,8 @@ async fn what_is_asked_in_detail_reaches_the_engine() {
 #[tokio::test]
 async fn a_template_is_told_of_switches() {
     let app = App::scripted(|submission| {
-        assert!(prompt(&submission).ends_with("assistant:<think>"));
+        let prompt = prompt(&submission);
+        assert!(prompt.ends_with("assistant:<think>"), "{prompt:?}");
         done(&submission.sink, Finish::Stop, 1, 0);
     });
     let body = json!({"chat_template_kwargs": {"enable_thinking": true}});

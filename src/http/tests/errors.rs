@@ -83,6 +83,27 @@ async fn malformed_bodies() {
 }
 
 #[tokio::test]
+async fn values_of_the_wrong_type_name_their_field() {
+    let app = quiet();
+    for (extra, param) in [
+        (json!({"max_tokens": "many"}), "max_tokens"),
+        (json!({"n": -1}), "n"),
+        (json!({"temperature": "hot"}), "temperature"),
+        (json!({"stop": [1]}), "stop"),
+        (json!({"logit_bias": [1]}), "logit_bias"),
+        (json!({"messages": [{"role": 5}]}), "messages"),
+        (json!({"stream_options": {"include_usage": 3}}), "stream_options"),
+        (json!({"seed": 1.5}), "seed"),
+    ] {
+        let (status, error) = refused(&app, CHAT, chat(extra)).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
+    }
+    for body in ["{", "5", r#"{"model":"tiny"} x"#] {
+        assert_eq!(refused(&app, CHAT, body).await.1["param"], Value::Null, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn out_of_range_and_incomplete() {
     let app = quiet();
     let many = vec![json!({"role": "user", "content": "a"}); 2049];

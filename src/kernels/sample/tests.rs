@@ -207,3 +207,123 @@ fn every_set_chooses_the_same_from_a_large_vocabulary() {
     assert!(chosen[0][20..30].iter().all(|id| row[*id as usize] >= sorted[39]), "top 40");
     assert!(chosen[0][30..].iter().all(|id| row[*id as usize] >= peak + 0.001_f32.ln()));
 }
+
+/// What the penalties and the bias say, spelled out.
+fn adjusted(row: &[f32], adjustment: &Adjustment, prompt: &[u32], answer: &[u32]) -> Vec<f32> {
+    let mut row = row.to_vec();
+    for &(token, bias) in &adjustment.bias {
+        row[token as usize] += bias;
+    }
+    for (token, logit) in (0..).zip(row.iter_mut()) {
+        let count = answer.iter().filter(|other| **other == token).count();
+        if count > 0 || prompt.contains(&token) {
+            let r = adjustment.repetition;
+            *logit = if *logit > 0.0 { *logit / r } else { *logit * r };
+        }
+        if count > 0 {
+            *logit -= adjustment.frequency * count as f32 + adjustment.presence;
+        }
+    }
+    row
+}
+
+#[test]
+fn bias_and_penalties_change_what_they_name_and_leave_nothing_behind() {
+    let row: Vec<f32> = (0..50).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
+    let all = Adjustment {
+        bias: vec![(3, 2.5), (7, -100.0), (49, 100.0), (50, 1.0), (u32::MAX, 1.0)],
+        repetition: 1.3,
+        frequency: 0.7,
+        presence: -0.4,
+    };
+    let answer = [4, 9, 4, 4, 3, 60];
+    let mut adjuster = Adjuster::default();
+    for adjustment in [
+        Adjustment { bias: all.bias.clone(), ..Adjustment::default() },
+        Adjustment { repetition: 1.3, ..Adjustment::default() },
+        Adjustment { frequency: 0.7, ..Adjustment::default() },
+        Adjustment { presence: -0.4, ..Adjustment::default() },
+        all,
+    ] {
+        for (prompt, generated) in [(&[1, 4, 30, 99][..], 6), (&[], 6), (&[2, 2], 0)] {
+            let generated = &answer[..generated];
+            let known = Adjustment {
+                bias: adjustment.bias.iter().copied().filter(|(id, _)| *id < 50).collect(),
+                ..adjustment.clone()
+            };
+            let expected = adjusted(&row, &known, prompt, generated);
+            let past = Past { prompt, generated, last: None };
+            assert_eq!(adjuster.apply(&row, &adjustment, past), expected, "{adjustment:?}");
+            // The last token may come apart from the others.
+            if let [generated @ .., last] = generated {
+                let past = Past { prompt, generated, last: Some(*last) };
+                assert_eq!(adjuster.apply(&row, &adjustment, past), expected);
+            }
+            // A shorter row after a longer one.
+            let short =
+                adjusted(&row[..5], &Adjustment { bias: vec![], ..known }, prompt, generated);
+            let adjustment = Adjustment { bias: vec![], ..adjustment.clone() };
+            let past = Past { prompt, generated, last: None };
+            assert_eq!(adjuster.apply(&row[..5], &adjustment, past), short);
+        }
+    }
+}
+
+#[test]
+fn adjusted_draws_follow_the_adjusted_logits() {
+    let row: Vec<f32> = (0..50).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
+    let greedy = Sampling { temperature: 0.0, ..DEFAULT };
+    let best = sampler().sample(&row, &greedy, 0);
+    let ban = Adjustment { bias: vec![(best, -100.0)], ..Adjustment::default() };
+    let second = sampler().sample_adjusted(&row, (&ban, Past::default()), &greedy, 0);
+    assert!(second != best && row[second as usize] <= row[best as usize]);
+    let force = Adjustment { bias: vec![(11, 100.0)], ..Adjustment::default() };
+    let mut sampler = sampler();
+    for position in 0..50 {
+        let past = Past { prompt: &[1], generated: &[2], last: Some(3) };
+        assert_eq!(sampler.sample_adjusted(&row, (&force, past), &DEFAULT, position), 11);
+        let moved = adjusted(&row, &ban, &[], &[]);
+        let token = sampler.sample_adjusted(&row, (&ban, past), &DEFAULT, position);
+        assert_eq!(token, sampler.sample(&moved, &DEFAULT, position));
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_softmax() {
+    let mut row: Vec<f32> = (0..49_151).map(|i| (i as f32 * 0.37).sin() * 9.0 - 4.0).collect();
+    row[70] = 20.0;
+    row[60] = 20.0;
+    row[8] = f32::NEG_INFINITY;
+    row[9] = f32::NAN;
+    let finite = row.iter().map(|x| f64::from(*x)).filter(|x| x.is_finite());
+    let sum: f64 = finite.map(|x| (x - 20.0).exp()).sum();
+    let exact = |id: usize| f64::from(row[id]) - 20.0 - sum.ln();
+    let sets = SetKind::ALL.into_iter().filter(|set| set.is_supported());
+    let told: Vec<Logprobs> =
+        sets.map(|set| Sampler::new(set, 0).logprobs(&row, 1234, 20)).collect();
+    assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "the same bits everywhere");
+    let Logprobs { chosen, top } = &told[0];
+    assert!((f64::from(*chosen) - exact(1234)).abs() < 1e-5, "{chosen} {}", exact(1234));
+    assert_eq!((top.len(), top[0].0, top[1].0), (20, 60, 70), "of equals the lower id first");
+    let mut sorted: Vec<usize> = (0..row.len()).filter(|id| !row[*id].is_nan()).collect();
+    sorted.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+    for ((id, logprob), expected) in top.iter().zip(sorted) {
+        assert_eq!(*id as usize, expected);
+        assert!((f64::from(*logprob) - exact(expected)).abs() < 1e-5);
+    }
+    let sampler = sampler();
+    assert_eq!(sampler.logprobs(&row, 8, 0), Logprobs { chosen: -9999.0, top: vec![] });
+    assert_eq!(sampler.logprobs(&row, 9, 0).chosen, -9999.0);
+    assert_eq!(sampler.logprobs(&row, 60_000, 0).chosen, -9999.0);
+}
+
+#[test]
+fn log_probabilities_of_rows_that_nobody_expects() {
+    let told = |row: &[f32]| sampler().logprobs(row, 0, 3);
+    assert_eq!(told(&[5.0]), Logprobs { chosen: 0.0, top: vec![(0, 0.0)] });
+    let none = told(&[f32::NEG_INFINITY; 2]);
+    assert_eq!(none, Logprobs { chosen: -9999.0, top: vec![(0, -9999.0), (1, -9999.0)] });
+    assert_eq!(told(&[f32::NAN; 2]), Logprobs { chosen: -9999.0, top: vec![] });
+    let certain = told(&[1.0, f32::INFINITY]);
+    assert_eq!(certain, Logprobs { chosen: -9999.0, top: vec![(1, 0.0), (0, -9999.0)] });
+}
