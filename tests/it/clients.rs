@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::server::Server;
 
-fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let told = String::from_utf8_lossy(&output.stderr);
@@ -15,11 +15,11 @@ fn run(command: &mut Command) -> String {
 
 /// A folder with the clients' packages, filled on first use and kept in the target folder under
 /// the requirements' own name.
-fn packages() -> PathBuf {
+pub(crate) fn packages(requirements: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let requirements = root.join("tests/clients/requirements.txt");
+    let requirements = root.join("tests/clients").join(requirements);
     let pinned = std::fs::read_to_string(&requirements).unwrap();
-    let name = pinned.trim().replace(['=', '\n', ' '], "-");
+    let name = pinned.trim().replace(['=', '\n', ' ', '[', ']'], "-");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("packages-{name}"));
     let done = folder.join("done");
     if !done.exists() {
@@ -36,7 +36,7 @@ fn the_openai_sdk_works_unchanged() {
     let server = Server::start(&[]);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/openai_sdk.py");
     let told = run(Command::new("python3")
-        .env("PYTHONPATH", packages())
+        .env("PYTHONPATH", packages("requirements.txt"))
         .arg(script)
         .arg(server.url("/v1")));
     assert_eq!(told.trim(), "all is well");

@@ -7,6 +7,7 @@ mod candle;
 mod cli;
 mod clients;
 mod drain;
+mod encoder_api;
 mod encoders;
 mod fixtures;
 mod formats;
