@@ -29,6 +29,8 @@ impl ModelTask {
 /// How an encoder's answers are to be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EncoderCard {
+    /// Tokens that it knows.
+    pub vocab: u32,
     /// Values of a vector, or scores.
     pub width: u32,
     /// How the states of a text's tokens become one vector: `mean`, `cls` or `last_token`.

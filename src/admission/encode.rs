@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{Entry, Front, check_characters, tokenising};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::Text;
+use crate::text::encode::too_long;
 use crate::text::{Cut, Passage, Side};
 
 /// Of a text that may be cut, no more characters than this a token of the limit are looked at.
@@ -24,27 +25,23 @@ impl Front {
         cut: Option<Cut>,
     ) -> Result<Vec<Text>> {
         let limit = entry.model.context();
-        for (index, passage) in passages.iter_mut().enumerate() {
-            match cut {
-                Some(cut) => shorten(passage, limit as usize, cut.side),
-                None => check_characters(
-                    index,
-                    passage.bytes(),
-                    || passage.texts().map(|text| text.chars().count()).sum(),
-                    limit,
-                )?,
+        match cut {
+            Some(cut) => shorten(&mut passages, limit as usize, cut.side),
+            None => {
+                for (index, passage) in passages.iter().enumerate() {
+                    let characters = || passage.texts().map(|text| text.chars().count()).sum();
+                    check_characters(index, passage.bytes(), characters, limit)?;
+                }
             }
         }
         let segments = entry.model.encoder()?.segments;
         let tokenizer = Arc::clone(&entry.text.tokenizer);
         let bytes = passages.iter().map(Passage::bytes).sum();
-        let texts: Vec<Text> = self
-            .heavy(tokenising(bytes), move || {
-                let encode = |passage: &Passage| tokenizer.encode_passage(passage, cut);
-                let typed = |text: Text| Text { second: text.second.filter(|_| segments), ..text };
-                passages.iter().map(|passage| encode(passage).map(typed)).collect()
-            })
-            .await?;
+        let encode = move || tokenizer.encode_passages(&passages, cut, limit as usize);
+        let mut texts = self.heavy(tokenising(bytes), encode).await?;
+        if !segments {
+            texts.iter_mut().for_each(|text| text.second = None);
+        }
         check_lengths(&texts, limit)?;
         Ok(texts)
     }
@@ -60,32 +57,42 @@ pub fn check_lengths(texts: &[Text], limit: u32) -> Result<()> {
         let message = format!("input {index} has no tokens; at least 1 is needed");
         return Err(Error::new(ErrorKind::InvalidRequest, message));
     }
-    let Some((index, length)) = lengths().find(|(_, length)| *length > limit as usize) else {
-        return Ok(());
-    };
-    let message =
-        format!("input {index} has {length} tokens; the model takes {limit} (limits.context)");
-    Err(Error::new(ErrorKind::ContextLengthExceeded, message))
+    match lengths().find(|(_, length)| *length > limit as usize) {
+        Some((index, length)) => Err(too_long(index, length, limit as usize)),
+        None => Ok(()),
+    }
 }
 
-/// Takes away what is certainly cut, before it is tokenised at length.
-fn shorten(passage: &mut Passage, limit: usize, side: Side) {
+/// Takes away what is certainly cut, before it is tokenised at length. What passages share, they
+/// share afterwards.
+fn shorten(passages: &mut [Passage], limit: usize, side: Side) {
     let most = limit * CHARACTERS_PER_KEPT_TOKEN_MAX;
-    for text in [Some(&mut passage.text), passage.second.as_mut()].into_iter().flatten() {
-        if text.len() <= most {
-            continue;
+    let mut last: Option<(Arc<str>, Arc<str>)> = None;
+    for passage in passages {
+        if let Some(second) = &mut passage.second
+            && let Some(kept) = kept(second, most, side)
+        {
+            *second = kept.to_owned();
         }
-        match side {
-            Side::Right => {
-                if let Some((end, _)) = text.char_indices().nth(most) {
-                    text.truncate(end);
-                }
-            }
-            Side::Left => {
-                if let Some((start, _)) = text.char_indices().nth_back(most - 1) {
-                    text.drain(..start);
-                }
-            }
+        let known = last.take().filter(|(whole, _)| Arc::ptr_eq(whole, &passage.text));
+        let short = known.map(|(_, short)| short).or_else(|| Some(kept(&passage.text, most, side)?.into()));
+        if let Some(short) = short {
+            let whole = std::mem::replace(&mut passage.text, Arc::clone(&short));
+            last = Some((whole, short));
+        }
+    }
+}
+
+/// The `most` first or last characters of a text; none if it has no more.
+fn kept(text: &str, most: usize, side: Side) -> Option<&str> {
+    if text.len() <= most {
+        return None;
+    }
+    match side {
+        Side::Right => text.char_indices().nth(most).map(|(end, _)| &text[..end]),
+        Side::Left => {
+            let (start, _) = text.char_indices().nth_back(most - 1)?;
+            (start > 0).then(|| &text[start..])
         }
     }
 }
@@ -96,16 +103,21 @@ mod tests {
 
     #[test]
     fn what_is_certainly_cut_goes_first() {
-        let passage = |text: String| Passage { text, second: None };
-        let mut long = passage("é".repeat(100) + "end");
-        shorten(&mut long, 1, Side::Right);
-        assert_eq!(long.text, "é".repeat(64));
-        let mut long = passage("é".repeat(100) + "end");
-        shorten(&mut long, 1, Side::Left);
-        assert_eq!(long.text, "é".repeat(61) + "end");
-        let mut short = Passage { text: "a".into(), second: Some("b".repeat(65)) };
-        shorten(&mut short, 1, Side::Left);
-        assert_eq!((short.text.len(), short.second.unwrap().len()), (1, 64));
+        assert_eq!(kept("abc", 3, Side::Right), None);
+        assert_eq!(kept("éééé", 4, Side::Left), None, "more bytes than characters");
+        assert_eq!(kept("éaéb", 2, Side::Right), Some("éa"));
+        assert_eq!(kept("éaéb", 3, Side::Left), Some("aéb"));
+    }
+
+    #[test]
+    fn a_shared_query_stays_shared() {
+        let query: Arc<str> = "q".repeat(100).into();
+        let pair = |second: &str| Passage { text: Arc::clone(&query), second: Some(second.into()) };
+        let mut passages = vec![pair("a"), pair(&"b".repeat(65)), Passage::single("c")];
+        shorten(&mut passages, 1, Side::Right);
+        assert_eq!((passages[0].text.len(), passages[1].second.as_ref().unwrap().len()), (64, 64));
+        assert!(Arc::ptr_eq(&passages[0].text, &passages[1].text));
+        assert_eq!(&*passages[2].text, "c");
     }
 
     #[test]

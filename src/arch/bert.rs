@@ -69,6 +69,7 @@ pub(super) fn card(description: &Description<'_>) -> Result<Option<EncoderCard>,
         return Err(LoadError::Shape("encoders are read from safetensors files".into()));
     };
     Ok(Some(EncoderCard {
+        vocab: shape.vocab as u32,
         width: if shape.labels == 0 { shape.hidden } else { shape.labels } as u32,
         pooling: match shape.pool {
             PoolKind::Mean => "mean",

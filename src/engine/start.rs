@@ -226,9 +226,12 @@ impl Startup {
         }
         let text =
             texts::read(&opened, files).map_err(|what| StartError::Text { model: name(), what })?;
-        let known = (text.tokenizer.vocab_size(), opened.outline.output_width);
-        if opened.outline.kv.is_some() && known.0 > known.1 {
-            let (tokens, rows) = known;
+        let rows = match &opened.card {
+            Some(card) => card.vocab as usize,
+            None => opened.outline.output_width,
+        };
+        let tokens = text.tokenizer.vocab_size();
+        if tokens > rows {
             let what = format!("its tokenizer has {tokens} tokens, its embedding {rows} rows");
             return Err(StartError::Text { model: name(), what });
         }

@@ -294,7 +294,8 @@ fn passages(texts: Vec<String>, queries: Option<Vec<String>>) -> Result<Vec<Pass
         let message = format!("{} queries for {} texts", queries.len(), texts.len());
         return Err(Error::invalid("inputs", message));
     }
-    let query = |index: usize| queries[if queries.len() == 1 { 0 } else { index }].clone();
+    let queries: Vec<Arc<str>> = queries.into_iter().map(Arc::from).collect();
+    let query = |index: usize| Arc::clone(&queries[if queries.len() == 1 { 0 } else { index }]);
     let texts = texts.into_iter().enumerate();
     Ok(texts.map(|(i, text)| Passage { text: query(i), second: Some(text) }).collect())
 }

@@ -1,6 +1,8 @@
 //! Encoding for encoders: pairs of texts, texts that are cut to a length, and tokens with their
 //! places in the text. Knows no model's limits.
 
+use std::sync::Arc;
+
 use tokenizers::utils::truncation::{TruncationDirection, TruncationStrategy};
 use tokenizers::{Encoding, TruncationParams, truncate_encodings};
 
@@ -11,13 +13,13 @@ use crate::request::{Text, TokenId};
 
 impl Passage {
     /// One text.
-    pub fn single(text: String) -> Self {
-        Self { text, second: None }
+    pub fn single(text: impl Into<Arc<str>>) -> Self {
+        Self { text: text.into(), second: None }
     }
 
     /// Its texts.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(self.text.as_str()).chain(self.second.as_deref())
+        std::iter::once(&*self.text).chain(self.second.as_deref())
     }
 
     /// Bytes of its texts.
@@ -27,29 +29,62 @@ impl Passage {
 }
 
 impl Tokenizer {
-    /// Token ids of `passage`, wrapped as the model wants it, and where the second text starts if
-    /// its tokens have a type of their own. Control-token look-alikes are plain text.
+    /// Token ids of each passage, wrapped as the model wants it, and where the second text starts
+    /// if its tokens have a type of their own. Control-token look-alikes are plain text. What
+    /// passages share as their first text (the query of a ranking) is tokenised once.
     ///
     /// # Errors
-    /// The text holds a control token that cannot be written otherwise; `cut` leaves no room for
-    /// the wrapping; `Unsupported` for two texts where the vocabulary joins none.
-    pub fn encode_passage(&self, passage: &Passage, cut: Option<Cut>) -> Result<Text> {
-        let hf = match &self.model {
-            Model::Hf(hf) => hf,
-            Model::Bpe(_) | Model::Spm(_) if passage.second.is_some() => {
-                let message = "this model's tokenizer does not join two texts";
-                return Err(Error::new(ErrorKind::Unsupported, message));
-            }
-            Model::Bpe(_) | Model::Spm(_) => return self.encode_plain(&passage.text, cut),
-        };
-        let pair = passage.second.is_some();
-        let mut first = self.unwrapped(hf, &passage.text)?;
-        let mut second =
-            passage.second.as_ref().map(|text| self.unwrapped(hf, text)).transpose()?;
+    /// `ContextLengthExceeded` for a passage of more than `limit` tokens, naming its index;
+    /// `InvalidRequest` for a control token that cannot be written otherwise, or a `cut` that
+    /// leaves no room for the wrapping; `Unsupported` for two texts where the vocabulary joins
+    /// none.
+    pub fn encode_passages(
+        &self,
+        passages: &[Passage],
+        cut: Option<Cut>,
+        limit: usize,
+    ) -> Result<Vec<Text>> {
+        let mut texts = Vec::with_capacity(passages.len());
+        let mut first: Option<(&Arc<str>, Encoding)> = None;
+        for (index, passage) in passages.iter().enumerate() {
+            let fits = |length: usize| {
+                if length <= limit { Ok(()) } else { Err(too_long(index, length, limit)) }
+            };
+            let text = match &self.model {
+                Model::Bpe(_) | Model::Spm(_) => self.encode_plain(passage, cut)?,
+                Model::Hf(hf) => {
+                    let known = first.take().filter(|(text, _)| Arc::ptr_eq(text, &passage.text));
+                    let encoding = match known {
+                        Some((_, encoding)) => encoding,
+                        None => self.unwrapped(hf, &passage.text, cut)?,
+                    };
+                    if cut.is_none() {
+                        fits(encoding.len())?;
+                    }
+                    let text = self.join(hf, encoding.clone(), passage.second.as_deref(), cut)?;
+                    first = Some((&passage.text, encoding));
+                    text
+                }
+            };
+            fits(text.tokens.len())?;
+            texts.push(text);
+        }
+        Ok(texts)
+    }
+
+    /// One text or two, cut and wrapped.
+    fn join(
+        &self,
+        hf: &tokenizers::Tokenizer,
+        mut first: Encoding,
+        second: Option<&str>,
+        cut: Option<Cut>,
+    ) -> Result<Text> {
+        let mut second = second.map(|text| self.unwrapped(hf, text, None)).transpose()?;
+        let pair = second.is_some();
         if let Some(cut) = cut {
             let wrapping = hf.get_post_processor().map_or(0, |wrap| added(wrap, pair));
-            let room = room(cut, wrapping)?;
-            let direction = direction(cut.side);
+            let (room, direction) = (room(cut, wrapping)?, direction(cut.side));
             if let Some(second) = &mut second {
                 second.truncate(cut.second, 0, direction);
             }
@@ -107,11 +142,21 @@ impl Tokenizer {
         }
     }
 
-    /// A text without its wrapping.
-    fn unwrapped(&self, hf: &tokenizers::Tokenizer, text: &str) -> Result<Encoding> {
-        let encoding = hf.encode_fast(text, false).map_err(failed)?;
+    /// A text without its wrapping; no more of it than `cut` can leave.
+    fn unwrapped(
+        &self,
+        hf: &tokenizers::Tokenizer,
+        text: &str,
+        cut: Option<Cut>,
+    ) -> Result<Encoding> {
+        let mut encoding = hf.encode_fast(text, false).map_err(failed)?;
         match encoding.get_ids().iter().find(|id| self.controls.contains(**id)) {
-            None => Ok(encoding),
+            None => {
+                if let Some(cut) = cut {
+                    encoding.truncate(cut.length, 0, direction(cut.side));
+                }
+                Ok(encoding)
+            }
             Some(id) => Err(Error::new(
                 ErrorKind::InvalidRequest,
                 format!("the text holds control token {id}, which only the server may use"),
@@ -119,8 +164,12 @@ impl Tokenizer {
         }
     }
 
-    fn encode_plain(&self, text: &str, cut: Option<Cut>) -> Result<Text> {
-        let mut tokens = self.encode(text, true)?;
+    fn encode_plain(&self, passage: &Passage, cut: Option<Cut>) -> Result<Text> {
+        if passage.second.is_some() {
+            let message = "this model's tokenizer does not join two texts";
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let mut tokens = self.encode(&passage.text, true)?;
         if let Some(cut) = cut {
             let ends = (usize::from(self.begin.is_some()), usize::from(self.end.is_some()));
             let room = room(cut, ends.0 + ends.1)?;
@@ -157,6 +206,13 @@ impl Tokenizer {
 
 fn added(wrap: &impl tokenizers::PostProcessor, pair: bool) -> usize {
     wrap.added_tokens(pair)
+}
+
+/// The error for an input above the model's limit.
+pub fn too_long(index: usize, length: usize, limit: usize) -> Error {
+    let message =
+        format!("input {index} has {length} tokens; the model takes {limit} (limits.context)");
+    Error::new(ErrorKind::ContextLengthExceeded, message)
 }
 
 /// Tokens that are left for text.

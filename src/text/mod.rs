@@ -4,7 +4,7 @@
 mod bpe;
 mod control;
 mod decode;
-mod encode;
+pub mod encode;
 mod gguf;
 pub mod huggingface;
 mod jinja;
@@ -53,7 +53,7 @@ pub struct Tokenizer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Passage {
     /// The text; the query of a pair.
-    pub text: String,
+    pub text: Arc<str>,
     /// What it is compared with.
     pub second: Option<String>,
 }

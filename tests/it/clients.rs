@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::server::{Server, get, post, stream};
 
-fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let told = String::from_utf8_lossy(&output.stderr);
@@ -31,7 +31,7 @@ fn clients() -> PathBuf {
 fn packages(requirements: &str, install: impl Fn(&Path, &Path)) -> PathBuf {
     let requirements = clients().join(requirements);
     let pinned = std::fs::read_to_string(&requirements).unwrap();
-    let name = pinned.trim().replace(['=', '\n', ' ', '@'], "-");
+    let name = pinned.trim().replace(['=', '\n', ' ', '@', '[', ']'], "-");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("packages-{name}"));
     let done = folder.join("done");
     if !done.exists() {
@@ -42,7 +42,7 @@ fn packages(requirements: &str, install: impl Fn(&Path, &Path)) -> PathBuf {
     folder
 }
 
-fn python_packages(requirements: &str) -> PathBuf {
+pub(crate) fn python_packages(requirements: &str) -> PathBuf {
     packages(requirements, |folder, requirements| {
         let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
         let mut install = Command::new("python3");

@@ -12,6 +12,7 @@ mod connections;
 mod decoders;
 mod day;
 mod drain;
+mod encoder_api;
 mod encoders;
 mod fixtures;
 mod fleet;

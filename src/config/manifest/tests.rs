@@ -50,7 +50,12 @@ fn each_mistake_is_named_with_its_line() {
         ("name = \"a-model\"", long.as_str(), 1, "1 to 96"),
         ("name = \"a-model\"\n", "", 1, "missing field `name`"),
         ("[\"Org/A-Model\"]", "[\"ok\", \"\"]", 2, "aliases = "),
-        ("\"generate\"", "\"paint\"", 3, "expected one of `generate`, `embed`, `rerank`, `classify`"),
+        (
+            "\"generate\"",
+            "\"paint\"",
+            3,
+            "expected one of `generate`, `embed`, `rerank`, `classify`",
+        ),
         ("\"MIT\"", "\" \"", 4, "license"),
         ("2.5", "0", 5, "weight = 0: must be above 0 and at most 1000"),
         ("2.5", "1000.5", 5, "weight"),

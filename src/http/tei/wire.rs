@@ -181,7 +181,7 @@ impl Predicted {
             let count = row.len();
             let mut texts = row.into_iter();
             match (texts.next(), texts.next()) {
-                (Some(text), second) if count <= 2 => Ok(Passage { text, second }),
+                (Some(text), second) if count <= 2 => Ok(Passage { text: text.into(), second }),
                 _ => {
                     let message = format!(
                         "an input has {count} texts; 1, or 2 as a pair; lists are [[…], …]"
