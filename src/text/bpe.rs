@@ -4,72 +4,11 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use fancy_regex::Regex;
-
 use super::TextError;
 use super::literal::{Literals, Part};
+use super::split::{Scheme, Split};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::TokenId;
-
-/// How a named pre-tokenizer cuts texts and what goes with it. Patterns are the published ones
-/// less their `\s+(?!\S)`: without look-ahead a search is linear, and [`Split`] gives back the
-/// last space of a run itself.
-#[derive(Debug)]
-pub(super) struct Scheme {
-    pattern: &'static str,
-    /// Each digit stands alone, before the pattern is tried.
-    digits_apart: bool,
-    /// The pattern takes line breaks with the space before them.
-    breaks_lines: bool,
-    /// A piece that is a token is taken whole, merges or not.
-    pub(super) whole_first: bool,
-    /// Wrapped text starts with a beginning-of-sequence token unless the file says otherwise.
-    pub(super) begins: bool,
-}
-
-const GPT2: Scheme = Scheme {
-    pattern: r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
-    digits_apart: false,
-    breaks_lines: false,
-    whole_first: false,
-    begins: false,
-};
-
-const SMOLLM: Scheme = Scheme { digits_apart: true, ..GPT2 };
-
-const LLAMA3: Scheme = Scheme {
-    pattern: concat!(
-        r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|",
-        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-    ),
-    digits_apart: false,
-    breaks_lines: true,
-    whole_first: true,
-    begins: true,
-};
-
-const QWEN2: Scheme = Scheme {
-    pattern: concat!(
-        r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|",
-        r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
-    ),
-    digits_apart: false,
-    breaks_lines: true,
-    whole_first: false,
-    begins: false,
-};
-
-/// The scheme that `tokenizer.ggml.pre` names; `None` for those that nothing here was tested
-/// against.
-pub(super) fn scheme(pre: &str) -> Option<&'static Scheme> {
-    match pre {
-        "gpt-2" => Some(&GPT2),
-        "smollm" => Some(&SMOLLM),
-        "llama-bpe" | "llama3" | "llama-v3" => Some(&LLAMA3),
-        "qwen2" | "deepseek-r1-qwen" => Some(&QWEN2),
-        _ => None,
-    }
-}
 
 /// A byte-level BPE vocabulary.
 #[derive(Debug)]
@@ -145,63 +84,6 @@ impl Bpe {
             }
         }
         Ok(())
-    }
-}
-
-/// Cuts texts into the pieces that merges do not cross.
-#[derive(Debug)]
-struct Split {
-    pattern: Regex,
-    digits_apart: bool,
-    breaks_lines: bool,
-}
-
-impl Split {
-    fn new(scheme: &Scheme) -> std::result::Result<Self, TextError> {
-        let pattern = Regex::new(scheme.pattern)
-            .map_err(|error| TextError(format!("the split pattern does not compile: {error}")))?;
-        let Scheme { digits_apart, breaks_lines, .. } = *scheme;
-        Ok(Self { pattern, digits_apart, breaks_lines })
-    }
-
-    fn pieces(&self, text: &str, each: &mut impl FnMut(&str)) {
-        if !self.digits_apart {
-            return self.by_pattern(text, each);
-        }
-        let mut done = 0;
-        for (at, digit) in text.match_indices(char::is_numeric) {
-            self.by_pattern(&text[done..at], each);
-            each(digit);
-            done = at + digit.len();
-        }
-        self.by_pattern(&text[done..], each);
-    }
-
-    fn by_pattern(&self, text: &str, each: &mut impl FnMut(&str)) {
-        let mut done = 0;
-        // The pattern matches every character and has no look-around: a match starts where the
-        // last one ended, and the search cannot fail.
-        while let Ok(Some(found)) = self.pattern.find_from_pos(text, done) {
-            let end = done + self.give_back(&text[done..], found.end() - done);
-            each(&text[done..end]);
-            done = end;
-        }
-        if done < text.len() {
-            each(&text[done..]);
-        }
-    }
-
-    /// The length of the first piece of `text` of which the pattern took `length` bytes: a run of
-    /// space before something else leaves its last character to that.
-    fn give_back(&self, text: &str, length: usize) -> usize {
-        let piece = &text[..length];
-        let kept_whole = length == text.len()
-            || (self.breaks_lines && piece.ends_with(['\r', '\n']))
-            || !piece.chars().all(char::is_whitespace);
-        match piece.char_indices().next_back() {
-            Some((last, _)) if last > 0 && !kept_whole => last,
-            _ => length,
-        }
     }
 }
 

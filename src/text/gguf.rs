@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::bpe::{Alphabet, Bpe, scheme};
+use super::bpe::{Alphabet, Bpe};
 use super::control::Controls;
 use super::decode::TokenBytes;
 use super::huggingface::Spelling;
 use super::literal::Literals;
+use super::split::scheme;
 use super::spm::{Piece, Spm};
 use super::tokenizer::Model;
 use super::{TextError, Tokenizer};

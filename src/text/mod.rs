@@ -9,6 +9,7 @@ mod gguf;
 pub mod huggingface;
 mod jinja;
 mod literal;
+mod split;
 mod spm;
 mod stop;
 mod template;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::store::gguf::Value;
 
+mod sentence;
 mod stream;
 mod template;
 mod vocabulary;

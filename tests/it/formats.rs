@@ -96,7 +96,7 @@ fn agreement(format: GgmlDType, value_format: GgmlDType) -> usize {
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, &bytes).unwrap();
     let files = ModelFiles { files: vec![("model.gguf".into(), path)] };
-    let mut ours = Bench::over(&files, SetKind::detect(), 2);
+    let mut ours = Bench::over(&files, SetKind::detect(), 1);
 
     let mut file = Cursor::new(bytes);
     let content = gguf_file::Content::read(&mut file).unwrap();
@@ -129,8 +129,8 @@ fn float_files_agree_everywhere() {
 fn quantised_files_agree_but_for_near_ties() {
     // Both round activations to 8 bits, each in its own groups; made-up weights have many ties.
     use GgmlDType::{Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-    let alone = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K].map(|one| (one, one));
-    let mixes = [(Q4K, Q6K), (Q3K, Q5K), (Q4_0, Q8_0), (Q5_0, Q8_0), (Q4K, Q8_0)];
+    let alone = [(Q4_0, Q4_0), (Q4_1, Q4_1), (Q8_0, Q8_0), (Q5_0, Q5_0), (Q4_0, Q8_0)];
+    let mixes = [(Q4K, Q6K), (Q2K, Q3K), (Q5K, Q5K), (Q5_1, Q8_0), (Q4K, Q8_0)];
     let mixes = alone.into_iter().chain(mixes);
     for (format, value_format) in mixes {
         let agreed = agreement(format, value_format);

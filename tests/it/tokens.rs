@@ -16,12 +16,16 @@ fn smollm2() -> ModelText {
     ModelText::from_gguf(&header).unwrap()
 }
 
-/// The GGUF metadata that a packed vocabulary stands for.
-fn vocabulary(name: &str) -> Header {
-    let file = std::fs::File::open(golden(&format!("vocab_{name}.json.gz"))).unwrap();
+fn packed_json(file: &str) -> Json {
+    let file = std::fs::File::open(golden(file)).unwrap();
     let mut text = String::new();
     flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
-    let json: Json = serde_json::from_str(&text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The GGUF metadata that a packed vocabulary stands for.
+fn vocabulary(name: &str) -> Header {
+    let json = packed_json(&format!("vocab_{name}.json.gz"));
     let tokens: Vec<&str> =
         json["tokens"].as_array().unwrap().iter().map(|token| token.as_str().unwrap()).collect();
     let mut merges = Vec::new();
@@ -46,6 +50,13 @@ fn vocabulary(name: &str) -> Header {
     }
     for key in ["add_bos_token", "add_eos_token"] {
         json[key].as_bool().map(|flag| set(key, Value::Bool(flag)));
+    }
+    if let Some(runs) = json["score_runs"].as_array() {
+        let scores = runs.iter().flat_map(|run| {
+            let [first, step] = [0, 1].map(|at| run[at].as_f64().unwrap());
+            (0..run[2].as_u64().unwrap()).map(move |i| Value::Float(first + step * i as f64))
+        });
+        set("scores", Value::Array(scores.collect()));
     }
     set("token_type", Value::Array(types.collect()));
     set("merges", Value::Array(merges));
@@ -104,6 +115,75 @@ fn llama_bpe_tokens() {
 #[test]
 fn qwen2_tokens() {
     check_vocabulary("qwen2");
+}
+
+#[test]
+fn llama_sentence_tokens() {
+    check_vocabulary("llama_spm");
+    let wrapped = Tokenizer::from_gguf(&vocabulary("llama_spm")).unwrap();
+    assert_eq!(wrapped.encode("Hello", true).unwrap(), [1, 15043]);
+}
+
+/// Every known pre-tokenizer by its own name, with Llama 3's tokens and merges.
+#[test]
+fn every_pretokenizer_cuts_as_the_reference_does() {
+    let golden = packed_json("pre_cases.json.gz");
+    let texts = golden["texts"].as_array().unwrap();
+    assert!(texts.len() > 250);
+    let names = golden["ids"].as_object().unwrap();
+    assert!(names.len() >= 14);
+    let mut header = vocabulary("llama_bpe");
+    for (name, expected) in names {
+        header.metadata.insert("tokenizer.ggml.pre".into(), Value::String(name.clone()));
+        let tokenizer = Tokenizer::from_gguf(&header).unwrap();
+        for (text, expected) in texts.iter().zip(expected.as_array().unwrap()) {
+            let text = text.as_str().unwrap();
+            let ours = tokenizer.encode(text, false).unwrap();
+            assert_eq!(ours, ids(expected), "{name}: {text:?}");
+            assert_eq!(tokenizer.decode(&ours), text, "{name}");
+        }
+    }
+}
+
+/// All vocabularies that llama.cpp publishes with vectors, where its source tree is at hand: they
+/// are too large to keep here.
+#[test]
+fn published_vocabularies() {
+    let Ok(folder) = std::env::var("LLAMA_CPP_VOCABULARIES") else { return };
+    let mut checked = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let beside = |ending: &str| format!("{}.{ending}", path.display());
+        if path.extension().is_none_or(|ending| ending != "gguf") {
+            continue;
+        }
+        let Ok(inputs) = std::fs::read_to_string(beside("inp")) else { continue };
+        let outputs = std::fs::read_to_string(beside("out")).unwrap();
+        let mut header = gguf::read(&path).unwrap();
+        header.metadata.insert("tokenizer.ggml.add_bos_token".into(), Value::Bool(false));
+        let tokenizer = match Tokenizer::from_gguf(&header) {
+            Ok(tokenizer) => tokenizer,
+            Err(error) => {
+                println!("{}: {error}", path.display());
+                continue;
+            }
+        };
+        let texts = inputs.split("\n__ggml_vocab_test__\n");
+        let (mut same, mut all) = (0, 0);
+        for (text, line) in texts.zip(outputs.lines()) {
+            let expected: Vec<TokenId> =
+                line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+            let ours = tokenizer.encode(text, false).unwrap();
+            if ours != expected {
+                println!("{}: {text:?} is {expected:?}, not {ours:?}", path.display());
+            }
+            same += usize::from(ours == expected);
+            all += 1;
+        }
+        println!("{}: {same} of {all}", path.display());
+        checked.push((same, all));
+    }
+    assert!(checked.len() >= 8 && checked.iter().all(|(same, all)| same == all), "{checked:?}");
 }
 
 #[test]

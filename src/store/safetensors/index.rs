@@ -90,3 +90,7 @@ impl<'de> Deserialize<'de> for Files {
         deserializer.deserialize_map(Entries)
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

@@ -40,9 +40,24 @@ def unpack_merges(tokens, flat):
     return merges
 
 
+def pack_scores(scores):
+    """Runs of (first score, step to the next, length)."""
+    runs = []
+    for score in scores:
+        if runs and runs[-1][2] == 1:
+            runs[-1][1] = score - runs[-1][0]
+        if runs and score == runs[-1][0] + runs[-1][1] * runs[-1][2]:
+            runs[-1][2] += 1
+        else:
+            runs.append([score, 0.0, 1])
+    assert [a + step * i for a, step, n in runs for i in range(n)] == scores
+    return runs
+
+
 def write_vocab(path, fields):
     tokens = fields["tokenizer.ggml.tokens"].contents()
-    merges = fields["tokenizer.ggml.merges"].contents()
+    field = fields.get("tokenizer.ggml.merges")
+    merges = field.contents() if field else []
     packed = pack_merges(tokens, merges)
     assert unpack_merges(tokens, packed) == merges
     types = fields["tokenizer.ggml.token_type"].contents()
@@ -56,6 +71,8 @@ def write_vocab(path, fields):
     vocab["tokens"] = tokens
     vocab["token_type_runs"] = [[kind, len(list(run))] for kind, run in groupby(types)]
     vocab["merges_packed"] = packed
+    if vocab["model"] == "llama":
+        vocab["score_runs"] = pack_scores(fields["tokenizer.ggml.scores"].contents())
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=9, filename="", mtime=0) as out:
         out.write(compact(vocab).encode("ascii"))
@@ -73,31 +90,36 @@ def published_cases(gguf_path):
     return [(text, [int(i) for i in line.split()]) for text, line in zip(texts, lines)]
 
 
-args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-args.add_argument("models", type=Path, help="the folder models/ of a llama.cpp source tree")
-args.add_argument("out", type=Path, help="folder to write to")
-args.add_argument("names", nargs="+", help="for example gpt-2 llama-bpe qwen2")
-args = args.parse_args()
+def main():
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument("models", type=Path, help="the folder models/ of a llama.cpp source tree")
+    args.add_argument("out", type=Path, help="folder to write to")
+    args.add_argument("names", nargs="+", help="for example gpt-2 llama-bpe qwen2")
+    args = args.parse_args()
 
-for name in args.names:
-    gguf_path = args.models / f"ggml-vocab-{name}.gguf"
-    slug = name.replace("-", "_")
-    types = write_vocab(args.out / f"vocab_{slug}.json.gz", GGUFReader(gguf_path).fields)
-    tokenizer = LlamaTokenizer(gguf_path)
-    encode = tokenizer.encode
-    rows = []
-    for text, ids in published_cases(gguf_path):
-        assert encode(text, False) == ids, (name, text)
-        rows.append({"from": "llama.cpp", "text": text, "ids": ids, "ids_special": encode(text, True)})
-    published = len(rows)
-    for text in TOKENISER_TEXTS:
-        ids = encode(text, False)
-        rows.append({"from": "texts.py", "text": text, "ids": ids, "ids_special": encode(text, True)})
-    head = {
-        "made_with": made_with("llama-cpp-python", "gguf"),
-        "vocab": gguf_path.name,
-        "vocab_sha256": sha256(gguf_path),
-        "control_by_name": tokenizer.control_by_name(types),
-    }
-    write_json(args.out / f"vocab_{slug}_cases.json", head, "cases", rows)
-    print(f"{name}: {published} published cases agree, {len(rows)} in all")
+    for name in args.names:
+        gguf_path = args.models / f"ggml-vocab-{name}.gguf"
+        slug = name.replace("-", "_")
+        types = write_vocab(args.out / f"vocab_{slug}.json.gz", GGUFReader(gguf_path).fields)
+        tokenizer = LlamaTokenizer(gguf_path)
+        encode = tokenizer.encode
+        rows = []
+        for text, ids in published_cases(gguf_path):
+            assert encode(text, False) == ids, (name, text)
+            rows.append({"from": "llama.cpp", "text": text, "ids": ids, "ids_special": encode(text, True)})
+        published = len(rows)
+        for text in TOKENISER_TEXTS:
+            ids = encode(text, False)
+            rows.append({"from": "texts.py", "text": text, "ids": ids, "ids_special": encode(text, True)})
+        head = {
+            "made_with": made_with("llama-cpp-python", "gguf"),
+            "vocab": gguf_path.name,
+            "vocab_sha256": sha256(gguf_path),
+            "control_by_name": tokenizer.control_by_name(types),
+        }
+        write_json(args.out / f"vocab_{slug}_cases.json", head, "cases", rows)
+        print(f"{name}: {published} published cases agree, {len(rows)} in all")
+
+
+if __name__ == "__main__":
+    main()
