@@ -301,12 +301,7 @@ impl Default for Drain {
 
 impl Default for Device {
     fn default() -> Self {
-        Self {
-            kind: DeviceKind::Auto,
-            deterministic: false,
-            memory_limit: None,
-            share: 1.0,
-        }
+        Self { kind: DeviceKind::Auto, deterministic: false, memory_limit: None, share: 1.0 }
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::arch::Outline;
 use crate::catalog::{Catalog, Model};
-use crate::config::{Config, DeviceKind};
 use crate::config::manifest::Manifest;
+use crate::config::{Config, DeviceKind};
 use crate::device::cuda::fault::{Fault, GpuError};
 use crate::device::cuda::{Gpu, GpuInfo};
 use crate::device::memory;

@@ -232,13 +232,12 @@ impl Gpu for Driver {
             .map_err(|_| GpuError::refused("cuModuleGetFunction", "a name with a zero"))?;
         let mut function = null_mut();
         // SAFETY: the module is loaded, the name ends in zero, the driver writes a handle.
-        let found = unsafe {
-            sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr())
-        };
+        let found =
+            unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr()) };
         check("cuModuleGetFunction", found)?;
         if shared > SHARED_FREE {
-            let attribute = sys::CUfunction_attribute_enum::
-                CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let attribute =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function was found just now.
             let set = unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) };
             check("cuFuncSetAttribute", set)?;
@@ -320,9 +319,7 @@ impl Gpu for Driver {
         let Pinned { start, bytes: size, done } = self.host[from.0];
         assert!(bytes <= size, "{bytes} bytes of {size}");
         // SAFETY: the source stays until the driver closes, and is not written before `done`.
-        let copied = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to.0, start.cast(), bytes, self.stream)
-        };
+        let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, start.cast(), bytes, self.stream) };
         check("cuMemcpyHtoDAsync", copied)?;
         self.record(done)
     }
@@ -333,9 +330,8 @@ impl Gpu for Driver {
         assert!(bytes <= size, "{bytes} bytes of {size}");
         if bytes > 0 {
             // SAFETY: the target stays until the driver closes, and is not read before `done`.
-            let copied = unsafe {
-                sys::cuMemcpyDtoHAsync_v2(start.cast(), from.0, bytes, self.stream)
-            };
+            let copied =
+                unsafe { sys::cuMemcpyDtoHAsync_v2(start.cast(), from.0, bytes, self.stream) };
             check("cuMemcpyDtoHAsync", copied)?;
         }
         self.record(done)
@@ -349,7 +345,17 @@ impl Gpu for Driver {
         let launched = unsafe {
             let parameters = parameters.as_mut_ptr();
             sys::cuLaunchKernel(
-                function, x, y, z, threads, 1, 1, shared, self.stream, parameters, null_mut(),
+                function,
+                x,
+                y,
+                z,
+                threads,
+                1,
+                1,
+                shared,
+                self.stream,
+                parameters,
+                null_mut(),
             )
         };
         check("cuLaunchKernel", launched)

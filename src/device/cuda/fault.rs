@@ -53,11 +53,9 @@ impl Fault {
     pub fn is_sticky(self) -> bool {
         match self {
             Fault::Absent | Fault::Memory | Fault::Call => false,
-            Fault::IllegalAddress
-            | Fault::Kernel
-            | Fault::Hung
-            | Fault::Ecc
-            | Fault::Device => true,
+            Fault::IllegalAddress | Fault::Kernel | Fault::Hung | Fault::Ecc | Fault::Device => {
+                true
+            }
         }
     }
 

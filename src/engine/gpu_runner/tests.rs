@@ -26,12 +26,8 @@ fn successor() -> LoadedModel {
     let output = builder.full(Rows::Gathered, VOCABULARY);
     builder.push(Op::Embed(Embed { table, positions: None, constant: None, output: hidden }));
     builder.push(Op::Gather(Gather { input: hidden, output }));
-    let outline = Outline {
-        task: ModelTask::Generate,
-        context: 64,
-        kv: Some(KV),
-        output_width: VOCABULARY,
-    };
+    let outline =
+        Outline { task: ModelTask::Generate, context: 64, kv: Some(KV), output_width: VOCABULARY };
     LoadedModel { program: Arc::new(builder.finish(output, Some(KV))), outline }
 }
 
@@ -47,8 +43,7 @@ fn step(start: u32, tokens: &[u32], input: Input) -> Step {
     let rows = tokens.len() as u32;
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
     let output = Output::Sample { seat: Seat(3), sampling, position: start + rows };
-    let grants =
-        if start == 0 { vec![Grant { group: 0, pages: vec![2, 3] }] } else { Vec::new() };
+    let grants = if start == 0 { vec![Grant { group: 0, pages: vec![2, 3] }] } else { Vec::new() };
     Step {
         lane: LaneId(1),
         tokens: tokens.to_vec(),

@@ -13,17 +13,10 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::device::cuda::fault::GpuError;
-use crate::device::cuda::{
-    Address, Gpu, GpuInfo, GraphId, HostId, KernelId, Launch, TimerId,
-};
+use crate::device::cuda::{Address, Gpu, GpuInfo, GraphId, HostId, KernelId, Launch, TimerId};
 
-type Run = unsafe extern "C" fn(
-    *const c_char,
-    *const u32,
-    bool,
-    *const c_void,
-    u32,
-) -> *const c_char;
+type Run =
+    unsafe extern "C" fn(*const c_char, *const u32, bool, *const c_void, u32) -> *const c_char;
 
 /// A GPU that is a processor.
 #[derive(Debug)]
@@ -190,8 +183,7 @@ impl Gpu for Emulator {
 
     fn launch(&mut self, launch: &Launch<'_>) -> Result<(), GpuError> {
         let Launch { kernel, grid, threads, shared, arguments } = *launch;
-        let recorded =
-            Recorded { kernel, grid, threads, shared, arguments: arguments.to_vec() };
+        let recorded = Recorded { kernel, grid, threads, shared, arguments: arguments.to_vec() };
         match &mut self.recording {
             Some(recording) => recording.push(recorded),
             None => self.launch_now(&recorded)?,

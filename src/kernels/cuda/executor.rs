@@ -10,7 +10,7 @@ use super::launches::{Call, Grid};
 use super::lower::{LowerError, Lowered, Shared, lower, workspace_bytes};
 use super::tables::{Counts, Tables, Work};
 use crate::device::cuda::fault::{Fault, GpuError};
-use crate::device::cuda::{Address, GpuInfo, Gpu, GraphId, HostId, TimerId};
+use crate::device::cuda::{Address, Gpu, GpuInfo, GraphId, HostId, TimerId};
 use crate::kernels::ops::Program;
 use crate::scheduler::step::MAX_SEATS;
 

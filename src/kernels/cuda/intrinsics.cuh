@@ -96,7 +96,9 @@ __device__ __forceinline__ void copy_async(void *to, const void *from, bool ther
                  : "r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
                  : "memory");
 }
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_commit() {
+    asm volatile("cp.async.commit_group;" : : : "memory");
+}
 /// Waits until at most `PENDING` of this thread's committed groups are on their way.
 template <int PENDING>
 __device__ __forceinline__ void copy_wait() {

@@ -62,7 +62,8 @@ impl Places {
         for (name, need) in needs {
             let rows = if need.all { program.rows_max } else { program.gathered_max };
             let stride = need.width.next_multiple_of(STRIDE);
-            let mut half = || View { data: take(rows, 2 * stride).0, stride: stride as u32, half: 1 };
+            let mut half =
+                || View { data: take(rows, 2 * stride).0, stride: stride as u32, half: 1 };
             let (view, copy) = match (need.full, need.multiplied) {
                 (false, _) => (half(), View::NONE),
                 (true, true) => {

@@ -154,12 +154,15 @@ impl Tables {
             self.put(at, cast_slice(&batch.positions)),
             self.put(at, cast_slice(&batch.span_of)),
             self.put(at, cast_slice(&batch.gather)),
-            self.put_each(at, batch.spans.iter().map(|span| Span {
-                first: span.rows.start,
-                rows: span.rows.end - span.rows.start,
-                start: span.start,
-                blocks: span.blocks.start,
-            })),
+            self.put_each(
+                at,
+                batch.spans.iter().map(|span| Span {
+                    first: span.rows.start,
+                    rows: span.rows.end - span.rows.start,
+                    start: span.start,
+                    blocks: span.blocks.start,
+                }),
+            ),
             self.put_each(at, batch.blocks.iter().map(|(group, slot)| [*group, *slot])),
             {
                 let small = std::mem::take(&mut self.small);

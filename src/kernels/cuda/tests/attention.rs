@@ -86,6 +86,10 @@ fn long_sequences_are_split_and_merged() {
     let second = work_of(&[piece(&mut random, 1, 0, 3), piece(&mut random, 0, 439, 1)]);
     let (device, reference) = pair.both(&second, 4);
     assert_near(&device, &reference, 2e-3);
+    // Nine blocks in splits of five: the last split is shorter.
+    let third = work_of(&[piece(&mut random, 0, 270, 1)]);
+    let (device, reference) = pair.both(&third, 1);
+    assert_near(&device, &reference, 2e-3);
 }
 
 /// Rows are multiplied once before, so that they are bf16.

@@ -9,12 +9,7 @@ use std::sync::Arc;
 const VOCABULARY: usize = 19;
 
 /// Embeds tokens, then multiplies the rows.
-fn program(
-    table: &Arc<Packed>,
-    layer: &Dense,
-    epilogue: Epilogue,
-    rows: usize,
-) -> Program {
+fn program(table: &Arc<Packed>, layer: &Dense, epilogue: Epilogue, rows: usize) -> Program {
     let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
     let input = builder.full(Rows::All, table.k);
     let output = builder.full(Rows::All, layer.weight.n);

@@ -24,7 +24,8 @@ fn encoder(width: usize, bias: bool, kind: PoolKind, normalize: bool) -> Program
         input: hidden,
         weight: random.floats(width).into(),
         bias: bias.then(|| random.floats(width).into()),
-        eps: 1e-5,
+        // Large enough to be seen.
+        eps: 0.25,
         output: Activation::Full(hidden),
     }));
     builder.push(Op::Pool(Pool { kind, normalize, input: hidden, output }));
