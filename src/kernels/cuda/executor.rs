@@ -371,10 +371,11 @@ fn check(work: &Work, lowered: &Lowered, (places, pages): (u32, u32)) -> Result<
     if rows > lowered.rows_max {
         return Err(format!("{rows} rows, the workspace is for {}", lowered.rows_max));
     }
-    let answers = batch.gather.len().max(work.draws.len());
-    let most = lowered.gathered_max.min(MAX_SEATS.max(lowered.rows_max));
-    if answers > most {
-        return Err(format!("{answers} answers, the limit is {most}"));
+    let vectors = if lowered.sample.is_some() { 0 } else { batch.spans.len() };
+    let answers = batch.gather.len().max(vectors);
+    if answers > lowered.gathered_max || work.draws.len() > answers.min(MAX_SEATS) {
+        let (most, draws) = (lowered.gathered_max, work.draws.len());
+        return Err(format!("{answers} answers and {draws} draws, the limit is {most}"));
     }
     let positions = lowered.positions;
     if let Some(position) = batch.positions.iter().find(|position| **position >= positions) {
