@@ -220,7 +220,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         Some(StartError::Fetch(error)) => error.exit_code(),
         Some(StartError::Memory(_)) => CONFIG,
         Some(StartError::Load { .. } | StartError::Text { .. }) => DATA,
-        Some(StartError::Device(_)) => UNAVAILABLE,
+        Some(StartError::Device(_) | StartError::Gpu(_)) => UNAVAILABLE,
         None if error.root_cause().is::<std::io::Error>() => UNAVAILABLE,
         Some(StartError::WarmUp { .. }) | None => SOFTWARE,
     }

@@ -18,7 +18,7 @@ use crate::admission::Front;
 use crate::admission::callers::Callers;
 use crate::catalog::{Catalog, ModelCard};
 use crate::config::Config;
-use crate::engine::start::{CPU_SLOTS, Started, Startup};
+use crate::engine::start::{Started, Startup};
 use crate::engine::{Ending, Engine, Links, fan_out};
 use crate::http::listener::{Limits, Server, allow_connections};
 use crate::http::{admin_router, main_router};
@@ -191,8 +191,8 @@ fn start_engine(
     tokio::spawn(stop_fetching(startup.lifecycle.watch(), Arc::clone(&progress)));
     let run = move || {
         let _entered = data.enter();
-        let Started { scheduler, runner, later } = startup.start(&progress)?;
-        let engine = Engine::new(scheduler, runner, CPU_SLOTS, links);
+        let Started { scheduler, runner, slots, later } = startup.start(&progress)?;
+        let engine = Engine::new(scheduler, runner, slots, links);
         startup.lifecycle.models_ready();
         tracing::info!(models = startup.catalog.models().len() - later.len(), "ready");
         if !later.is_empty() {

@@ -47,6 +47,14 @@ pub struct Flags {
     #[arg(long, global = true, help_heading = "Models")]
     pub offline: bool,
 
+    /// auto, cpu or cuda [env: SCONCE_DEVICE] [default: auto, a GPU where there is one]
+    #[arg(long, global = true, value_name = "KIND", help_heading = "Device")]
+    pub device: Option<String>,
+
+    /// The same text whatever shares a batch, also on a GPU [env: SCONCE_DETERMINISTIC]
+    #[arg(long, global = true, help_heading = "Device")]
+    pub deterministic: bool,
+
     /// Device memory to use, as 4GiB [env: SCONCE_DEVICE_MEMORY_LIMIT] [default: what is free]
     #[arg(long, global = true, value_name = "BYTES", help_heading = "Device")]
     pub device_memory_limit: Option<String>,
@@ -87,6 +95,8 @@ impl Flags {
             "models.dir" => ("--models-dir", self.models_dir.as_deref()),
             "models.cache_dir" => ("--cache-dir", self.cache_dir.as_deref()),
             "models.offline" => ("--offline", switch(self.offline)),
+            "device.kind" => ("--device", self.device.as_deref()),
+            "device.deterministic" => ("--deterministic", switch(self.deterministic)),
             "device.memory_limit" => ("--device-memory-limit", self.device_memory_limit.as_deref()),
             "device.share" => ("--device-share", self.device_share.as_deref()),
             "cost.device_hourly_usd" => ("--device-hourly-usd", self.device_hourly_usd.as_deref()),

@@ -165,10 +165,26 @@ pub struct Drain {
 /// `[device]`
 #[derive(Debug, Clone)]
 pub struct Device {
+    /// What computes.
+    pub kind: DeviceKind,
+    /// The same text whatever shares a batch, at the price of slower products of many rows.
+    pub deterministic: bool,
     /// Bytes of device memory to use; none: decided at start.
     pub memory_limit: Option<u64>,
     /// Share of the device that this process pays for, 0..=1.
     pub share: f64,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceKind {
+    /// A GPU where there is one that this program can use, else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A GPU; without one the server does not start.
+    Cuda,
 }
 
 /// `[cost]`
@@ -311,7 +327,7 @@ impl Default for Drain {
 
 impl Default for Device {
     fn default() -> Self {
-        Self { memory_limit: None, share: 1.0 }
+        Self { kind: DeviceKind::Auto, deterministic: false, memory_limit: None, share: 1.0 }
     }
 }
 

@@ -2,8 +2,8 @@
 //! [`Config`] and back; not where the text came from.
 
 use super::values::{
-    Parsed, count, endpoint, header, hosts, join, number, path, port, seconds, secret, show_size,
-    size, switch, whole,
+    Parsed, count, device, endpoint, header, hosts, join, number, path, port, seconds, secret,
+    show_device, show_size, size, switch, whole,
 };
 use super::{Config, Verify};
 
@@ -213,6 +213,18 @@ const LIMITS: &[Setting] = &[
 ];
 
 const DEVICE: &[Setting] = &[
+    Setting {
+        key: "device.kind",
+        env: &["SCONCE_DEVICE"],
+        set: |c, t| device(t).map(|v| c.device.kind = v),
+        get: |c| show_device(c.device.kind).to_owned(),
+    },
+    Setting {
+        key: "device.deterministic",
+        env: &["SCONCE_DETERMINISTIC"],
+        set: |c, t| switch(t).map(|v| c.device.deterministic = v),
+        get: |c| c.device.deterministic.to_string(),
+    },
     Setting {
         key: "device.memory_limit",
         env: &["SCONCE_DEVICE_MEMORY_LIMIT"],

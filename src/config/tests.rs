@@ -168,6 +168,7 @@ fn every_setting_has_a_range_and_says_so() {
         ("drain.linger_seconds", &["-1", "3601"]),
         ("scheduler.step_target_seconds", &["0", "1.1"]),
         ("scheduler.kv_bytes", &["1", "17TiB"]),
+        ("device.kind", &["gpu", "CUDA", ""]),
         ("device.memory_limit", &["1", "80%", "17TiB"]),
         ("device.share", &["0", "1.01", "half"]),
         ("cost.device_hourly_usd", &["0", "-1", "$3"]),
@@ -245,6 +246,7 @@ fn every_flag_reaches_its_setting() {
         ("drain.grace_seconds", "--grace-seconds", "9"),
         ("models.dir", "--models-dir", "models"),
         ("models.cache_dir", "--cache-dir", "/c"),
+        ("device.kind", "--device", "cpu"),
         ("device.memory_limit", "--device-memory-limit", "1GiB"),
         ("device.share", "--device-share", "0.5"),
         ("cost.device_hourly_usd", "--device-hourly-usd", "3"),
@@ -252,6 +254,7 @@ fn every_flag_reaches_its_setting() {
         ("log.format", "--log-format", "text"),
         ("log.filter", "--log-filter", "debug"),
         ("auth.no_auth", "--no-auth", "true"),
+        ("device.deterministic", "--deterministic", "true"),
         ("models.offline", "--offline", "true"),
     ];
     let words: Vec<&str> = given

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::DeviceKind;
+
 /// A parsed value, or what would be allowed.
 pub(crate) type Parsed<T> = Result<T, String>;
 
@@ -73,6 +75,22 @@ pub(super) fn show_size(bytes: u64) -> String {
     let unit =
         UNITS[..4].iter().rev().find(|(_, size)| bytes >= *size && bytes.is_multiple_of(*size));
     unit.map_or_else(|| bytes.to_string(), |(name, size)| format!("{}{name}", bytes / size))
+}
+
+/// What computes.
+pub(super) fn device(text: &str) -> Parsed<DeviceKind> {
+    let kinds = [DeviceKind::Auto, DeviceKind::Cpu, DeviceKind::Cuda];
+    let named = kinds.into_iter().find(|kind| show_device(*kind) == text);
+    named.ok_or_else(|| "auto, cpu or cuda".into())
+}
+
+/// Its word.
+pub(super) fn show_device(kind: DeviceKind) -> &'static str {
+    match kind {
+        DeviceKind::Auto => "auto",
+        DeviceKind::Cpu => "cpu",
+        DeviceKind::Cuda => "cuda",
+    }
 }
 
 /// `true` or `false`, and what other tools take for these.

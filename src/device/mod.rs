@@ -3,5 +3,6 @@
 
 pub mod arena;
 pub mod cpu;
+pub mod cuda;
 pub mod memory;
 pub mod threads;

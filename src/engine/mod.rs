@@ -3,6 +3,7 @@
 
 pub mod budget;
 pub mod fake;
+pub mod gpu_runner;
 pub mod model_runner;
 pub mod residency;
 pub mod runner;

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use crate::arch::Outline;
 use crate::catalog::{Catalog, Model};
-use crate::config::Config;
 use crate::config::manifest::Manifest;
+use crate::config::{Config, DeviceKind};
+use crate::device::cuda::fault::{Fault, GpuError};
+use crate::device::cuda::{Gpu, GpuInfo};
 use crate::device::memory;
 use crate::device::threads::Team;
 use crate::engine::Install;
 use crate::engine::budget::{self, Ledger, Pages, Wish};
+use crate::engine::gpu_runner::{self, GPU_SLOTS, GpuRunner};
 use crate::engine::model_runner::ModelRunner;
 use crate::engine::residency::{self, LoadedModel, OpenedModel};
 use crate::engine::runner::{Runner, StepError};
@@ -20,6 +23,7 @@ use crate::engine::warmup;
 use crate::kernels::builder::Capacity;
 use crate::kernels::cpu::executor::Executor;
 use crate::kernels::cpu::isa::SetKind;
+use crate::kernels::cuda::executor::Options;
 use crate::lifecycle::Lifecycle;
 use crate::model::{EncoderCard, ModelState, ModelTask};
 use crate::request::{LaneId, Micros};
@@ -62,6 +66,8 @@ pub struct Started {
     pub scheduler: Scheduler,
     /// Has the models that were marked `preload`.
     pub runner: Box<dyn Runner>,
+    /// Its execution slots, and uncommitted steps a slot.
+    pub slots: (u8, u8),
     /// The others: opened, not loaded.
     pub later: Vec<Later>,
 }
@@ -109,6 +115,9 @@ pub enum StartError {
     /// The system refuses threads or memory.
     #[error("the device cannot be opened: {0}")]
     Device(#[from] std::io::Error),
+    /// There is no usable GPU, or it failed.
+    #[error("the GPU cannot be used: {0}")]
+    Gpu(#[from] GpuError),
 }
 
 /// One lane on its way.
@@ -125,21 +134,24 @@ impl Startup {
     /// # Errors
     /// The first thing that keeps the server from serving what it was told to.
     pub fn start(&self, progress: &Progress) -> Result<Started, StartError> {
+        let mut gpu = self.open_gpu()?;
+        let slots = if gpu.is_some() { GPU_SLOTS } else { CPU_SLOTS };
         let files = self.fetch(progress)?;
         let mut lanes = Vec::new();
         for ((manifest, model), files) in self.models().zip(&files) {
             lanes.push(self.open(manifest, model, files)?);
         }
         let loaded = self.load(&lanes)?;
-        let pages = self.cut_memory(&lanes, &loaded)?;
-        let (scheduler, runner) = self.assemble(&lanes, loaded, pages)?;
+        let pages = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
+        let runner = self.runner(lanes.len(), pages, gpu)?;
+        let (scheduler, runner) = self.assemble(&lanes, loaded, pages, (runner, slots))?;
         let later = lanes.into_iter().enumerate().filter(|(_, lane)| !lane.preload);
         let later = later.map(|(index, lane)| Later {
             lane: LaneId(index as u16),
             opened: lane.opened,
             capacity: lane.lane.1,
         });
-        Ok(Started { scheduler, runner: Box::new(runner), later: later.collect() })
+        Ok(Started { scheduler, runner, slots, later: later.collect() })
     }
 
     /// Loads what was left for later; `install` brings each into the running engine.
@@ -297,19 +309,26 @@ impl Startup {
         &self,
         lanes: &[Opening],
         loaded: &[Option<LoadedModel>],
+        gpu: Option<&mut (dyn Gpu + 'static)>,
     ) -> Result<Pages, StartError> {
-        let total = memory::total().unwrap_or(u64::MAX);
-        let available = memory::available().unwrap_or(u64::MAX);
-        let limit = self.config.device.memory_limit;
-        let workspaces = loaded.iter().flatten().map(|model| model.program.workspace_bytes as u64);
+        let programs = loaded.iter().flatten().map(|model| &*model.program);
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
-        let by_default = budget::default_limit(total, available.saturating_add(weights));
-        let mut ledger = Ledger {
-            weights,
-            kv: 0,
-            workspace: workspaces.max().unwrap_or(0),
-            limit: limit.unwrap_or(by_default),
+        let (by_default, workspace) = match gpu {
+            // Each lane has its own.
+            Some(gpu) => {
+                let workspace = programs.map(gpu_runner::workspace_bytes).sum();
+                (gpu_runner::memory_by_default(gpu)?, workspace)
+            }
+            // One for all, and weights are there already.
+            None => {
+                let total = memory::total().unwrap_or(u64::MAX);
+                let free = memory::available().unwrap_or(u64::MAX).saturating_add(weights);
+                let workspace = programs.map(|program| program.workspace_bytes as u64).max();
+                (budget::default_limit(total, free), workspace.unwrap_or(0))
+            }
         };
+        let limit = self.config.device.memory_limit.unwrap_or(by_default);
+        let mut ledger = Ledger { weights, kv: 0, workspace, limit };
         let shapes: Vec<_> = lanes.iter().map(|lane| lane.lane).collect();
         let pages = budget::pages(&shapes, self.config.scheduler.kv_bytes, ledger)
             .map_err(StartError::Memory)?;
@@ -320,18 +339,57 @@ impl Startup {
         Ok(pages)
     }
 
-    /// Opens the device, installs the models and runs their first steps.
+    /// The GPU, if this process is to use one.
+    fn open_gpu(&self) -> Result<Option<Box<dyn Gpu>>, StartError> {
+        if self.config.device.kind == DeviceKind::Cpu {
+            return Ok(None);
+        }
+        match gpu_runner::open() {
+            Ok(gpu) => {
+                let GpuInfo { name, uuid, memory, .. } = gpu.info();
+                tracing::info!(name, uuid, memory = budget::mib(*memory), "GPU opened");
+                Ok(Some(gpu))
+            }
+            Err(error) if self.config.device.kind == DeviceKind::Auto => {
+                // A GPU that is there and fails is not passed over in silence.
+                if error.fault != Fault::Absent {
+                    return Err(error.into());
+                }
+                tracing::debug!(reason = error.name, "no GPU");
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What runs steps: the GPU, else the processor.
+    fn runner(
+        &self,
+        lanes: usize,
+        pages: Pages,
+        gpu: Option<Box<dyn Gpu>>,
+    ) -> Result<Box<dyn Runner>, StartError> {
+        let Pages { count, page_bytes } = pages;
+        if let Some(gpu) = gpu {
+            let deterministic = self.config.device.deterministic;
+            let options = Options { pages: count, page_bytes, lanes, deterministic };
+            return Ok(Box::new(GpuRunner::new(gpu, options)?));
+        }
+        let threads = self.config.cpu.threads.unwrap_or_else(crate::device::cpu::threads_available);
+        let set = SetKind::detect();
+        tracing::info!(threads, kernels = set.as_str(), "device opened");
+        let executor = Executor::new(Team::new(threads)?, set);
+        Ok(Box::new(ModelRunner::new(executor, lanes, (count, page_bytes))?))
+    }
+
+    /// Installs the models and runs their first steps.
     fn assemble(
         &self,
         lanes: &[Opening],
         loaded: Vec<Option<LoadedModel>>,
         pages: Pages,
-    ) -> Result<(Scheduler, ModelRunner), StartError> {
-        let threads = self.config.cpu.threads.unwrap_or_else(crate::device::cpu::threads_available);
-        let set = SetKind::detect();
-        tracing::info!(threads, kernels = set.as_str(), "device opened");
-        let executor = Executor::new(Team::new(threads)?, set);
-        let mut runner = ModelRunner::new(executor, lanes.len(), (pages.count, pages.page_bytes))?;
+        (mut runner, slots): (Box<dyn Runner>, (u8, u8)),
+    ) -> Result<(Scheduler, Box<dyn Runner>), StartError> {
         let mut configs = Vec::new();
         for ((opening, model), loaded) in lanes.iter().zip(self.catalog.models()).zip(loaded) {
             let Opening { lane, wish, .. } = opening;
@@ -342,15 +400,15 @@ impl Startup {
             if let Some(loaded) = loaded {
                 let installed = runner.install(model.lane, loaded);
                 installed.map_err(|error| StartError::Memory(error.to_string()))?;
-                config.cost = self.warm_up(&mut runner, model, &config)?;
+                config.cost = self.warm_up(&mut *runner, model, &config)?;
                 self.set_state(model, ModelState::Ready);
             }
             configs.push(config);
         }
         let config = SchedulerConfig {
             step_target: Micros(self.config.scheduler.step_target.as_micros() as u64),
-            slots: CPU_SLOTS.0,
-            depth: CPU_SLOTS.1,
+            slots: slots.0,
+            depth: slots.1,
             kv_pages: pages.count,
         };
         Ok((Scheduler::new(config, configs), runner))
@@ -358,7 +416,7 @@ impl Startup {
 
     fn warm_up(
         &self,
-        runner: &mut ModelRunner,
+        runner: &mut dyn Runner,
         model: &Model,
         config: &LaneConfig,
     ) -> Result<(Micros, Micros), StartError> {

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod builder;
 pub mod cpu;
+pub mod cuda;
 pub mod ops;
 pub mod packed;
 pub mod sample;

@@ -1,0 +1,7 @@
+// All kernels, as one unit: compiled for each chip, and by the tests for the emulator.
+#include "rows.cu"
+#include "linear.cu"
+#include "product.cu"
+#include "rope.cu"
+#include "attention.cu"
+#include "sample.cu"

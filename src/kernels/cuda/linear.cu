@@ -1,0 +1,232 @@
+// Matrix products. `linear_*` takes up to 64 rows a block and reads weights straight into
+// registers, once: it is for steps whose time is that of reading weights. `product` is the usual
+// tiled product for many rows.
+//
+// Rows of an input are padded with zeros to a multiple of 32 values, matrices to multiples of 128
+// inputs and 16 outputs, so that loads need no bounds but that of rows.
+#include "common.cuh"
+
+constexpr int LINEAR_WARPS = 8;
+
+/// What happens to a sum.
+constexpr u32 STORE = 0, ADD = 1, GELU = 2;
+
+struct LinearArgs {
+    const Step *step;
+    const u16 *input;  // bf16
+    const float *bias;  // or null
+    Matrix weight;
+    View output;
+    u32 stride;  // of the input
+    u32 gathered;
+    u32 epilogue;
+    u32 unused;
+};
+
+__device__ __forceinline__ void finish(const LinearArgs &a, u32 row, u32 output, float y) {
+    if (a.bias) y += a.bias[output];
+    if (a.epilogue == ADD) y += read(a.output, row, output);
+    if (a.epilogue == GELU) y = 0.5f * y * (1.0f + erff(y * 0.70710678f));
+    write(a.output, row, output, y);
+}
+
+// The order of inputs inside a product is free if both sides agree. Lane (g, t) loads 8
+// neighbouring inputs `32 j + 8 t` of its row at once, and takes the first four as its part of one
+// 16-wide product, the last four as its part of another.
+
+/// 8 inputs of rows `row` and `row + 8` as parts of two products.
+struct Rows {
+    uint4 low, high;
+};
+
+__device__ __forceinline__ Rows load_rows(const LinearArgs &a, u32 row, u32 rows, u32 column) {
+    const uint4 zero = {0, 0, 0, 0};
+    const u16 *from = a.input + (u64)row * a.stride + column;
+    Rows x;
+    x.low = row < rows ? *(const uint4 *)from : zero;
+    x.high = row + 8 < rows ? *(const uint4 *)(from + 8 * a.stride) : zero;
+    return x;
+}
+
+__device__ __forceinline__ void first_part(u32 (&part)[4], const Rows &x) {
+    part[0] = x.low.x, part[1] = x.high.x, part[2] = x.low.y, part[3] = x.high.y;
+}
+__device__ __forceinline__ void second_part(u32 (&part)[4], const Rows &x) {
+    part[0] = x.low.z, part[1] = x.high.z, part[2] = x.low.w, part[3] = x.high.w;
+}
+
+/// 128 inputs of 8 outputs in bf16.
+struct Bf16 {
+    static constexpr bool GROUPED = false;
+    uint4 words[4];
+
+    __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
+        const u16 *row = (const u16 *)m.values + ((u64)(output + g) * m.supers + super) * SUPER;
+        for (int j = 0; j < 4; ++j) words[j] = *(const uint4 *)(row + 32 * j + 8 * t);
+    }
+
+    __device__ __forceinline__ uint4 values(int j) const { return words[j]; }
+    __device__ __forceinline__ void scaled(int, const float (&)[4], float, float,
+                                           float (&)[4]) const {}
+};
+
+/// 128 inputs of 8 outputs in 4 bits, a scale and a minimum for each 32. Values enter the product
+/// as 128 + q, which bf16 holds exactly; scales come afterwards.
+struct Q4 {
+    static constexpr bool GROUPED = true;
+    uint4 words;
+    uint4 scales[2];
+
+    __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
+        words = ((const uint4 *)m.values)[((u64)(output + g) * m.supers + super) * 4 + t];
+        for (int i = 0; i < 2; ++i) {
+            scales[i] = ((const uint4 *)m.scales)[(u64)(output + 2 * t + i) * m.supers + super];
+        }
+    }
+
+    __device__ __forceinline__ static u32 pick(const uint4 &of, int j) {
+        return j == 0 ? of.x : j == 1 ? of.y : j == 2 ? of.z : of.w;
+    }
+
+    __device__ __forceinline__ uint4 values(int j) const {
+        u32 word = pick(words, j);
+        return {(word & 0x000F000F) | 0x43004300, (word >> 4 & 0x000F000F) | 0x43004300,
+                (word >> 8 & 0x000F000F) | 0x43004300, (word >> 12 & 0x000F000F) | 0x43004300};
+    }
+
+    /// `group` are sums of x × (128 + q), `low` and `high` those of x in the two rows.
+    __device__ __forceinline__ void scaled(int j, const float (&group)[4], float low, float high,
+                                           float (&sums)[4]) const {
+        for (int i = 0; i < 2; ++i) {
+            u32 pair = pick(scales[i], j);
+            float scale = from_f16((u16)pair), minimum = from_f16((u16)(pair >> 16));
+            float shift = minimum - 128.0f * scale;
+            sums[i] += scale * group[i] + shift * low;
+            sums[2 + i] += scale * group[2 + i] + shift * high;
+        }
+    }
+};
+
+/// 128 inputs of 8 outputs in 8 bits, a scale for each 32.
+struct Q8 {
+    static constexpr bool GROUPED = true;
+    uint4 words[2];
+    uint2 scales[2];
+
+    __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
+        const uint4 *row = (const uint4 *)m.values + ((u64)(output + g) * m.supers + super) * 8;
+        words[0] = row[2 * t];
+        words[1] = row[2 * t + 1];
+        for (int i = 0; i < 2; ++i) {
+            scales[i] = ((const uint2 *)m.scales)[(u64)(output + 2 * t + i) * m.supers + super];
+        }
+    }
+
+    /// Two bytes, 128 too large each, as bf16: 2^23 + byte is an f32, and q needs 7 bits.
+    __device__ __forceinline__ static u32 pair(u32 word, int i) {
+        float low = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | i));
+        float high = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | (i + 1)));
+        return __byte_perm(__float_as_uint(low - 8388736.0f), __float_as_uint(high - 8388736.0f),
+                           0x7632);
+    }
+
+    __device__ __forceinline__ uint4 values(int j) const {
+        u32 first = j % 2 == 0 ? words[j / 2].x : words[j / 2].z;
+        u32 second = j % 2 == 0 ? words[j / 2].y : words[j / 2].w;
+        return {pair(first, 0), pair(first, 2), pair(second, 0), pair(second, 2)};
+    }
+
+    __device__ __forceinline__ void scaled(int j, const float (&group)[4], float, float,
+                                           float (&sums)[4]) const {
+        for (int i = 0; i < 2; ++i) {
+            u32 two = j / 2 == 0 ? scales[i].x : scales[i].y;
+            float scale = from_f16((u16)(j % 2 == 0 ? two : two >> 16));
+            sums[i] += scale * group[i];
+            sums[2 + i] += scale * group[2 + i];
+        }
+    }
+};
+
+/// Up to `16 MT` rows and `8 NT` outputs a block; its warps share the inputs, and add up in the
+/// same order whatever MT and NT are, so that a row's sum does not depend on its company.
+template <class W, int MT, int NT>
+__device__ __forceinline__ void linear(const LinearArgs &a) {
+    SHARED_MEMORY(shared);
+    u32 rows = row_count(a.step, a.gathered);
+    u32 first_row = blockIdx.y * 16 * MT, first_output = blockIdx.x * 8 * NT;
+    if (first_row >= rows) return;
+    u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    float sums[MT][NT][4] = {};
+    for (u32 super = warp; super < a.weight.supers; super += LINEAR_WARPS) {
+        W weights[NT];
+#pragma unroll
+        for (int n = 0; n < NT; ++n) weights[n].load(a.weight, first_output + 8 * n, super, g, t);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            u32 column = super * SUPER + 32 * j;
+            if (column >= a.weight.inputs) break;
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+                Rows x = load_rows(a, first_row + 16 * m + g, rows, column + 8 * t);
+                u32 first[4], second[4];
+                first_part(first, x);
+                second_part(second, x);
+                float total[4] = {};
+                if (W::GROUPED) {
+                    // Times one: what each row's inputs add up to.
+                    mma_bf16(total, first, 0x3F803F80, 0x3F803F80);
+                    mma_bf16(total, second, 0x3F803F80, 0x3F803F80);
+                }
+#pragma unroll
+                for (int n = 0; n < NT; ++n) {
+                    uint4 w = weights[n].values(j);
+                    if (W::GROUPED) {
+                        float group[4] = {};
+                        mma_bf16(group, first, w.x, w.y);
+                        mma_bf16(group, second, w.z, w.w);
+                        weights[n].scaled(j, group, total[0], total[2], sums[m][n]);
+                    } else {
+                        mma_bf16(sums[m][n], first, w.x, w.y);
+                        mma_bf16(sums[m][n], second, w.z, w.w);
+                    }
+                }
+            }
+        }
+    }
+    constexpr int CELLS = 16 * MT * 8 * NT;
+    float *parts = (float *)shared;
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+#pragma unroll
+        for (int n = 0; n < NT; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                u32 row = 16 * m + g + i / 2 * 8, output = 8 * n + 2 * t + i % 2;
+                parts[warp * CELLS + row * 8 * NT + output] = sums[m][n][i];
+            }
+        }
+    }
+    __syncthreads();
+    for (u32 cell = threadIdx.x; cell < CELLS; cell += 32 * LINEAR_WARPS) {
+        u32 row = first_row + cell / (8 * NT), output = first_output + cell % (8 * NT);
+        float sum = 0.0f;
+        for (int w = 0; w < LINEAR_WARPS; ++w) sum += parts[w * CELLS + cell];
+        if (row < rows && output < a.weight.outputs) finish(a, row, output, sum);
+    }
+}
+
+#define LINEAR(name, W, MT, NT)                                        \
+    extern "C" __global__ void __launch_bounds__(32 * LINEAR_WARPS)    \
+    name(const __grid_constant__ LinearArgs a) { linear<W, MT, NT>(a); }
+
+LINEAR(linear_bf16_16, Bf16, 1, 2)
+LINEAR(linear_bf16_32, Bf16, 2, 2)
+LINEAR(linear_bf16_64, Bf16, 4, 2)
+LINEAR(linear_q4_16, Q4, 1, 2)
+LINEAR(linear_q4_32, Q4, 2, 2)
+LINEAR(linear_q4_64, Q4, 4, 2)
+LINEAR(linear_q8_16, Q8, 1, 2)
+LINEAR(linear_q8_32, Q8, 2, 2)
+LINEAR(linear_q8_64, Q8, 4, 2)
+
+#undef LINEAR

@@ -1,0 +1,205 @@
+//! Weights on their way to device memory. A matrix becomes rows of 128-input pieces, padded with
+//! zeros to whole pieces and to a multiple of 16 outputs:
+//! - bf16: 128 values. Whatever is not quantised is stored so, f32 rounded.
+//! - 4-bit: 16 words, of which word `4 t + j` has inputs `32 j + 8 t + i`: even i in nibble
+//!   `i / 2`, odd ones in nibble `4 + i / 2`. Beside it four pairs of f16: scale and minimum.
+//! - 8-bit: bytes, 128 too large each; byte `32 t + 8 j + i` is input `32 j + 8 t + i`. Beside it
+//!   four f16 scales.
+//!
+//! So a lane of `linear.cu` finds what it multiplies with one 16-byte load.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::arguments::Matrix;
+use crate::device::cuda::{Address, Gpu, fault::GpuError};
+use crate::kernels::ops::Vector;
+use crate::kernels::packed::{GROUP, Packed, PackedFormat};
+
+/// Inputs of a piece.
+const SUPER: usize = 128;
+
+/// Outputs are padded to a multiple of this.
+const OUTPUTS: usize = 16;
+
+/// Rows that are converted at a time: bounds what the host holds twice.
+const CHUNK: usize = 256;
+
+/// How a matrix is stored; the numbers are those of `common.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MatrixFormat {
+    /// 16-bit floats.
+    Bf16 = 0,
+    /// 4-bit values.
+    Q4 = 1,
+    /// 8-bit values.
+    Q8 = 2,
+}
+
+/// What a program's weights became, each once however many ops name it.
+#[derive(Debug, Default)]
+pub(super) struct Uploads {
+    matrices: HashMap<*const Packed, Matrix>,
+    vectors: HashMap<*const f32, Address>,
+    /// Everything that was reserved.
+    pub(super) reserved: Vec<Address>,
+    /// Bytes of it.
+    pub(super) bytes: usize,
+}
+
+// SAFETY: the pointers are keys; nobody follows them.
+#[expect(unsafe_code, reason = "keys of a map")]
+unsafe impl Send for Uploads {}
+
+impl MatrixFormat {
+    /// What a packed matrix is stored as.
+    pub(super) fn of(format: PackedFormat) -> Self {
+        match format {
+            PackedFormat::Q4 => MatrixFormat::Q4,
+            PackedFormat::Q8 => MatrixFormat::Q8,
+            PackedFormat::F32 => MatrixFormat::Bf16,
+        }
+    }
+
+    /// Bytes of values and of scales a piece.
+    fn piece_bytes(self) -> (usize, usize) {
+        match self {
+            MatrixFormat::Bf16 => (2 * SUPER, 0),
+            MatrixFormat::Q4 => (SUPER / 2, 16),
+            MatrixFormat::Q8 => (SUPER, 8),
+        }
+    }
+}
+
+impl Uploads {
+    /// A matrix in device memory.
+    ///
+    /// # Errors
+    /// There is no memory, or the device failed.
+    pub(super) fn matrix(
+        &mut self,
+        gpu: &mut dyn Gpu,
+        packed: &Arc<Packed>,
+    ) -> Result<Matrix, GpuError> {
+        let key = Arc::as_ptr(packed);
+        if let Some(matrix) = self.matrices.get(&key) {
+            return Ok(*matrix);
+        }
+        let format = MatrixFormat::of(packed.format);
+        let (value_bytes, scale_bytes) = format.piece_bytes();
+        let supers = packed.k.div_ceil(SUPER);
+        let rows = packed.n.next_multiple_of(OUTPUTS);
+        let values = self.reserve(gpu, rows * supers * value_bytes)?;
+        let scales = match scale_bytes {
+            0 => Address(0),
+            bytes => self.reserve(gpu, rows * supers * bytes)?,
+        };
+        for first in (0..packed.n).step_by(CHUNK) {
+            let count = CHUNK.min(packed.n - first);
+            let mut piece = Pieces::new(format, count * supers);
+            for row in 0..count {
+                piece.put(packed, first + row, row * supers);
+            }
+            gpu.upload(values.plus(first * supers * value_bytes), &piece.values)?;
+            if scale_bytes > 0 {
+                gpu.upload(scales.plus(first * supers * scale_bytes), &piece.scales)?;
+            }
+        }
+        let matrix = Matrix {
+            values: values.0,
+            scales: scales.0,
+            format: format as u32,
+            outputs: packed.n as u32,
+            inputs: packed.k as u32,
+            supers: supers as u32,
+        };
+        self.matrices.insert(key, matrix);
+        Ok(matrix)
+    }
+
+    /// A vector of f32 in device memory.
+    ///
+    /// # Errors
+    /// As [`Uploads::matrix`].
+    pub(super) fn vector(
+        &mut self,
+        gpu: &mut dyn Gpu,
+        vector: &Vector,
+    ) -> Result<Address, GpuError> {
+        let key = vector.as_ptr();
+        if let Some(address) = self.vectors.get(&key) {
+            return Ok(*address);
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(vector);
+        let address = self.reserve(gpu, bytes.len())?;
+        gpu.upload(address, bytes)?;
+        self.vectors.insert(key, address);
+        Ok(address)
+    }
+
+    /// Zeroed memory that goes when the program does.
+    ///
+    /// # Errors
+    /// As [`Uploads::matrix`].
+    pub(super) fn reserve(&mut self, gpu: &mut dyn Gpu, bytes: usize) -> Result<Address, GpuError> {
+        let address = gpu.reserve(bytes)?;
+        self.reserved.push(address);
+        self.bytes += bytes;
+        Ok(address)
+    }
+}
+
+/// Some rows in device form.
+struct Pieces {
+    format: MatrixFormat,
+    values: Vec<u8>,
+    scales: Vec<u8>,
+}
+
+impl Pieces {
+    fn new(format: MatrixFormat, pieces: usize) -> Self {
+        let (values, scales) = format.piece_bytes();
+        Self { format, values: vec![0; pieces * values], scales: vec![0; pieces * scales] }
+    }
+
+    /// Row `row` of `packed`, from piece `first` on.
+    fn put(&mut self, packed: &Packed, row: usize, first: usize) {
+        if self.format == MatrixFormat::Bf16 {
+            let mut values = vec![0.0; packed.k];
+            packed.read_row(row, &mut values);
+            let to = self.values[first * 2 * SUPER..].chunks_exact_mut(2);
+            for (to, value) in to.zip(values) {
+                to.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+            }
+            return;
+        }
+        let mut quants = [0; GROUP];
+        for group in 0..packed.k / GROUP {
+            let [scale, minimum] = packed.quants(row, group, &mut quants);
+            let (piece, j) = (first + group / 4, group % 4);
+            if self.format == MatrixFormat::Q4 {
+                let at = (piece * 4 + j) * 4;
+                self.scales[at..at + 2].copy_from_slice(&scale);
+                self.scales[at + 2..at + 4].copy_from_slice(&minimum);
+                for t in 0..4 {
+                    let nibbles = (0..8).map(|i| {
+                        let place = i / 2 + i % 2 * 4;
+                        u32::from(quants[8 * t + i]) << (4 * place)
+                    });
+                    let word: u32 = nibbles.sum();
+                    let at = piece * SUPER / 2 + (4 * t + j) * 4;
+                    self.values[at..at + 4].copy_from_slice(&word.to_le_bytes());
+                }
+            } else {
+                let at = (piece * 4 + j) * 2;
+                self.scales[at..at + 2].copy_from_slice(&scale);
+                for t in 0..4 {
+                    let at = piece * SUPER + 32 * t + 8 * j;
+                    self.values[at..at + 8].copy_from_slice(&quants[8 * t..8 * t + 8]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+// Ops on single rows: embedding, norms, gated SiLU, gather, pooling, and the table of pages.
+#include "common.cuh"
+
+constexpr int ROW_THREADS = 256;
+
+struct EmbedArgs {
+    const Step *step;
+    Matrix table;
+    const float *positions;  // or null
+    const float *constant;   // or null
+    const u32 *seats;
+    View output;
+};
+
+/// Value `column` of row `row` of a matrix.
+__device__ __forceinline__ float matrix_value(const Matrix &m, u32 row, u32 column) {
+    u64 super = (u64)row * m.supers + column / SUPER;
+    u32 group = column % SUPER / 32, quad = column % 32 / 8, i = column % 8;
+    if (m.format == MATRIX_BF16) {
+        return from_bf16(((const u16 *)m.values)[super * SUPER + column % SUPER]);
+    }
+    if (m.format == MATRIX_Q4) {
+        u32 word = ((const u32 *)m.values)[super * 16 + quad * 4 + group];
+        u32 q = word >> (i / 2 * 4 + i % 2 * 16) & 15;
+        const u16 *scale = (const u16 *)m.scales + (super * 4 + group) * 2;
+        return __fmaf_rn((float)q, from_f16(scale[0]), from_f16(scale[1]));
+    }
+    u8 q = ((const u8 *)m.values)[super * SUPER + quad * 32 + group * 8 + i];
+    return (float)((int)q - 128) * from_f16(((const u16 *)m.scales)[super * 4 + group]);
+}
+
+/// A block a row.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+embed(const __grid_constant__ EmbedArgs a) {
+    u32 row = blockIdx.x;
+    if (row >= a.step->rows) return;
+    u32 token = a.step->tokens[row];
+    if (token & FROM_SEAT) token = a.seats[token & ~FROM_SEAT];
+    // A seat that nobody has filled must not become an address.
+    if (token >= a.table.outputs) token = 0;
+    u32 position = a.step->positions[row];
+    for (u32 i = threadIdx.x; i < a.table.inputs; i += ROW_THREADS) {
+        float x = matrix_value(a.table, token, i);
+        if (a.positions) x += a.positions[(u64)position * a.table.inputs + i];
+        if (a.constant) x += a.constant[i];
+        write(a.output, row, i, x);
+    }
+}
+
+struct NormArgs {
+    const Step *step;
+    View input;
+    const float *weight;
+    const float *bias;  // layer normalisation if there
+    View output;
+    View copy;  // a second output, or null
+    u32 width;
+    u32 gathered;
+    float eps;
+    u32 unused;
+};
+
+/// A block a row. The row is read once and kept: `8 × threads` values in registers, more are read
+/// again.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+norm_rows(const __grid_constant__ NormArgs a) {
+    SHARED_MEMORY(shared);
+    float *scratch = (float *)shared;
+    u32 row = blockIdx.x;
+    if (row >= row_count(a.step, a.gathered)) return;
+    constexpr int KEPT = 8;
+    float kept[KEPT];
+    float sum = 0.0f, squares = 0.0f;
+    for (int j = 0; j < KEPT; ++j) {
+        u32 i = threadIdx.x + j * ROW_THREADS;
+        kept[j] = i < a.width ? read(a.input, row, i) : 0.0f;
+        sum += kept[j];
+        squares += kept[j] * kept[j];
+    }
+    for (u32 i = threadIdx.x + KEPT * ROW_THREADS; i < a.width; i += ROW_THREADS) {
+        float x = read(a.input, row, i);
+        sum += x;
+        squares += x * x;
+    }
+    float mean = 0.0f;
+    if (a.bias) {
+        mean = block_sum<ROW_THREADS>(sum, scratch) / (float)a.width;
+        __syncthreads();
+        // Around the mean, for values far from zero would cancel.
+        squares = 0.0f;
+        for (int j = 0; j < KEPT; ++j) {
+            float x = threadIdx.x + j * ROW_THREADS < a.width ? kept[j] - mean : 0.0f;
+            squares += x * x;
+        }
+        for (u32 i = threadIdx.x + KEPT * ROW_THREADS; i < a.width; i += ROW_THREADS) {
+            float x = read(a.input, row, i) - mean;
+            squares += x * x;
+        }
+    }
+    float variance = block_sum<ROW_THREADS>(squares, scratch) / (float)a.width;
+    float inverse = rsqrtf(variance + a.eps);
+    // Input and output may be the same buffer: each thread writes what only it has read.
+    for (u32 i = threadIdx.x, j = 0; i < a.width; i += ROW_THREADS, ++j) {
+        float x = 0.0f;
+        if (j < KEPT) {
+            // Indexed by constants only, so that the array stays in registers.
+            for (int k = 0; k < KEPT; ++k) x = (int)j == k ? kept[k] : x;
+        } else {
+            x = read(a.input, row, i);
+        }
+        float y = (x - mean) * inverse * a.weight[i];
+        if (a.bias) y += a.bias[i];
+        write(a.output, row, i, y);
+        if (a.copy.data) write(a.copy, row, i, y);
+    }
+}
+
+struct GatedSiluArgs {
+    const Step *step;
+    View input;  // gate, then up
+    View output;
+    u32 width;  // of the output
+    u32 unused;
+};
+
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+gated_silu(const __grid_constant__ GatedSiluArgs a) {
+    u32 row = blockIdx.y, i = blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (row >= a.step->rows || i >= a.width) return;
+    float gate = read(a.input, row, i), up = read(a.input, row, a.width + i);
+    write(a.output, row, i, gate / (1.0f + __expf(-gate)) * up);
+}
+
+struct CopyArgs {
+    const Step *step;
+    View input, output;
+    u32 width;
+    u32 rows;
+};
+
+/// Which rows: all, those of the gather list, or as many as were gathered.
+constexpr u32 COPY_ALL = 0, COPY_GATHER = 1;
+
+/// Copies rows, to another type where views differ.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+copy_rows(const __grid_constant__ CopyArgs a) {
+    u32 row = blockIdx.y, i = blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (row >= row_count(a.step, a.rows != COPY_ALL) || i >= a.width) return;
+    u32 from = a.rows == COPY_GATHER ? a.step->gather[row] : row;
+    write(a.output, row, i, read(a.input, from, i));
+}
+
+constexpr u32 POOL_MEAN = 0, POOL_FIRST = 1, POOL_LAST = 2;
+
+struct PoolArgs {
+    const Step *step;
+    View input, output;
+    u32 width;
+    u32 kind;
+    u32 normalize;
+    u32 unused;
+};
+
+/// A block a span.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+pool(const __grid_constant__ PoolArgs a) {
+    SHARED_MEMORY(shared);
+    if (blockIdx.x >= a.step->spans) return;
+    Span span = a.step->span[blockIdx.x];
+    u32 first = span.first, end = span.first + span.rows;
+    if (a.kind == POOL_FIRST) end = first + 1;
+    if (a.kind == POOL_LAST) first = end - 1;
+    float squares = 0.0f;
+    for (u32 i = threadIdx.x; i < a.width; i += ROW_THREADS) {
+        float sum = 0.0f;
+        for (u32 row = first; row < end; ++row) sum += read(a.input, row, i);
+        sum /= (float)(end - first);
+        squares += sum * sum;
+        write(a.output, blockIdx.x, i, sum);
+    }
+    if (!a.normalize) return;
+    float length = sqrtf(block_sum<ROW_THREADS>(squares, (float *)shared));
+    if (length == 0.0f) return;
+    for (u32 i = threadIdx.x; i < a.width; i += ROW_THREADS) {
+        write(a.output, blockIdx.x, i, read(a.output, blockIdx.x, i) / length);
+    }
+}
+
+struct TakeInArgs {
+    const Step *step;
+    u64 *pages;  // of a lane: byte offset in the KV region, by group and layer
+    u64 page_bytes;
+};
+
+/// Notes where the pages of new groups lie.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+take_in(const __grid_constant__ TakeInArgs a) {
+    u32 i = blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (i >= a.step->loans) return;
+    Loan loan = a.step->loan[i];
+    a.pages[loan.place] = (u64)loan.page * a.page_bytes;
+}

@@ -1,0 +1,235 @@
+// Chooses tokens: the same arithmetic as `sample.rs`, so that the same logits give the same token.
+// Probabilities are 32-bit fixed point, and sums of integers have one value in any order.
+#include "common.cuh"
+
+constexpr int SAMPLE_THREADS = 1024;
+constexpr u32 SAMPLE_ONE = 1u << 30;
+
+struct SampleArgs {
+    const Step *step;
+    View logits;
+    u32 *weights;  // `vocabulary` for each draw
+    u32 *seats;
+    u32 *tokens;  // one for each draw
+    u32 vocabulary;
+    u32 unused;
+};
+
+/// `e^x × 2^30` rounded down, for x at most 0: the polynomial of `math.rs`, rounding by rounding.
+__device__ __forceinline__ u32 fixed_exp(float x) {
+    constexpr float ROUND = 12582912.0f;
+    x = x > -100.0f ? x : -100.0f;
+    x = x < 0.0f ? x : 0.0f;
+    if (x < -87.0f) return 0;
+    float t = __fmaf_rn(x, 1.44269504f, ROUND), n = __fsub_rn(t, ROUND);
+    float r = __fmaf_rn(n, -0.69311523f, x);
+    r = __fmaf_rn(n, -3.1946183e-5f, r);
+    float p = 0.0013926176f;
+    p = __fmaf_rn(p, r, 0.008363173f);
+    p = __fmaf_rn(p, r, 0.041666556f);
+    p = __fmaf_rn(p, r, 0.16666578f);
+    p = __fmaf_rn(p, r, 0.5f);
+    p = __fadd_rn(__fmaf_rn(p, __fmul_rn(r, r), r), 1.0f);
+    p = __uint_as_float(__float_as_uint(p) + (__float_as_uint(t) << 23));
+    return (u32)(int)__fmul_rn(p, (float)SAMPLE_ONE);
+}
+
+/// 64 random bits for a position of a choice, by Philox-4x32-10.
+__device__ __forceinline__ u64 random_bits(const Draw &draw) {
+    u32 counter[4] = {draw.position, draw.choice, 0, 0};
+    u32 key[2] = {draw.seed_low, draw.seed_high};
+    for (int round = 0; round < 10; ++round) {
+        u32 a_high = __umulhi(counter[0], 0xD2511F53), a_low = counter[0] * 0xD2511F53;
+        u32 b_high = __umulhi(counter[2], 0xCD9E8D57), b_low = counter[2] * 0xCD9E8D57;
+        counter[0] = b_high ^ counter[1] ^ key[0];
+        counter[1] = b_low;
+        counter[2] = a_high ^ counter[3] ^ key[1];
+        counter[3] = a_low;
+        key[0] += 0x9E3779B9;
+        key[1] += 0xBB67AE85;
+    }
+    return (u64)counter[1] << 32 | counter[0];
+}
+
+/// What the threads of a block share.
+struct SampleShared {
+    u64 histogram[256];
+    u64 masses[32];
+    float peaks[32];
+    u32 places[32];
+    u64 floor, need, total;
+    u32 chosen;
+};
+
+/// A token's rank: its weight, of equal ones the lower id first.
+__device__ __forceinline__ u64 rank_of(u32 weight, u32 id) { return (u64)weight << 32 | (u32)~id; }
+
+/// Sum over the block, in every thread.
+__device__ __forceinline__ u64 block_mass(u64 x, SampleShared &s) {
+    __syncthreads();
+    if (threadIdx.x == 0) s.total = 0;
+    __syncthreads();
+    if (x) atomicAdd(&s.total, x);
+    __syncthreads();
+    return s.total;
+}
+
+/// The weight of all ranks from `floor` on.
+__device__ __forceinline__ u64 mass_from(const u32 *weights, u32 count, u64 floor,
+                                         SampleShared &s) {
+    u64 sum = 0;
+    for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
+        if (weights[i] && rank_of(weights[i], i) >= floor) sum += weights[i];
+    }
+    return block_mass(sum, s);
+}
+
+/// The least rank of the smallest set of highest ranks, none below `floor`, that holds `need`: of
+/// weight, or of tokens. Found eight bits at a time; `floor` if all together hold less.
+template <bool WEIGHT>
+__device__ __forceinline__ u64 least_rank(const u32 *weights, u32 count, u64 floor, u64 need,
+                                          SampleShared &s) {
+    u64 prefix = 0;
+    for (int shift = 56; shift >= 0; shift -= 8) {
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < 256; i += SAMPLE_THREADS) s.histogram[i] = 0;
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
+            u64 rank = rank_of(weights[i], i);
+            bool fits = shift == 56 || rank >> (shift + 8) == prefix;
+            if (weights[i] && rank >= floor && fits) {
+                atomicAdd(&s.histogram[rank >> shift & 255], WEIGHT ? (u64)weights[i] : (u64)1);
+            }
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            s.chosen = 256;
+            for (int digit = 255; digit >= 0; --digit) {
+                if (s.histogram[digit] >= need) {
+                    s.chosen = (u32)digit;
+                    break;
+                }
+                need -= s.histogram[digit];
+            }
+            s.need = need;
+        }
+        __syncthreads();
+        if (s.chosen == 256) return floor;
+        prefix = prefix << 8 | s.chosen;
+        need = s.need;
+    }
+    return prefix;
+}
+
+/// The largest logit in every thread, and the lowest place where it stands. NaN counts as minus
+/// infinity.
+__device__ __forceinline__ void find_peak(const SampleArgs &a, u32 row, SampleShared &s,
+                                          float &peak, u32 &place) {
+    peak = -INFINITY;
+    place = 0xFFFFFFFF;
+    for (u32 i = threadIdx.x; i < a.vocabulary; i += SAMPLE_THREADS) {
+        float x = read(a.logits, row, i);
+        if (x > peak) peak = x, place = i;
+    }
+    for (int mask = 16; mask > 0; mask /= 2) {
+        float other = shuffle_xor(peak, mask);
+        u32 where = __float_as_uint(shuffle_xor(__uint_as_float(place), mask));
+        if (other > peak || (other == peak && where < place)) peak = other, place = where;
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) s.peaks[threadIdx.x / 32] = peak, s.places[threadIdx.x / 32] = place;
+    __syncthreads();
+    for (int warp = 0; warp < SAMPLE_THREADS / 32; ++warp) {
+        float other = s.peaks[warp];
+        u32 where = s.places[warp];
+        if (other > peak || (other == peak && where < place)) peak = other, place = where;
+    }
+    if (place == 0xFFFFFFFF) place = 0;
+}
+
+/// The least rank that top-k, top-p and min-p keep, in this order.
+__device__ __forceinline__ u64 floor_of(const Draw &draw, const u32 *weights, u32 count,
+                                        SampleShared &s) {
+    u64 floor = (u64)1 << 32;
+    if (draw.top_k > 0 && draw.top_k < count) {
+        floor = least_rank<false>(weights, count, floor, draw.top_k, s);
+    }
+    if (draw.top_p < 1.0f) {
+        u64 total = mass_from(weights, count, floor, s);
+        double share = (double)(draw.top_p > 0.0f ? draw.top_p : 0.0f) * (double)total;
+        u64 need = (u64)ceil(share);
+        need = need < 1 ? 1 : need > total ? total : need;
+        u64 least = least_rank<true>(weights, count, floor, need, s);
+        floor = least > floor ? least : floor;
+    }
+    if (draw.min_p > 0.0f) {
+        double least = ceil((double)draw.min_p * (double)SAMPLE_ONE);
+        u64 rank = (u64)(least < (double)SAMPLE_ONE ? (u32)least : SAMPLE_ONE) << 32;
+        floor = rank > floor ? rank : floor;
+    }
+    return floor;
+}
+
+/// The token that `rest` falls on, where all kept weights lie side by side by id; in one thread
+/// only, the others return false.
+__device__ __forceinline__ bool token_at(const u32 *weights, u32 count, u64 floor, u64 rest,
+                                         SampleShared &s, u32 &token) {
+    u32 each = (count + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
+    u32 first = min(threadIdx.x * each, count), end = min(first + each, count);
+    u64 own = 0;
+    for (u32 i = first; i < end; ++i) {
+        if (weights[i] && rank_of(weights[i], i) >= floor) own += weights[i];
+    }
+    // Sums of the lanes up to this one, then of the warps before.
+    u64 sum = own;
+    for (int distance = 1; distance < 32; distance *= 2) {
+        u32 low = shuffle_up((u32)sum, distance), high = shuffle_up((u32)(sum >> 32), distance);
+        if ((int)(threadIdx.x % 32) >= distance) sum += (u64)high << 32 | low;
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 31) s.masses[threadIdx.x / 32] = sum;
+    __syncthreads();
+    for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) sum += s.masses[warp];
+    u64 before = sum - own;
+    if (rest < before || rest >= sum) return false;
+    rest -= before;
+    for (u32 i = first; i < end; ++i) {
+        if (!weights[i] || rank_of(weights[i], i) < floor) continue;
+        token = i;
+        if (rest < weights[i]) return true;
+        rest -= weights[i];
+    }
+    return true;
+}
+
+/// A block a draw.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
+sample(const __grid_constant__ SampleArgs a) {
+    SHARED_MEMORY(shared);
+    SampleShared &s = *(SampleShared *)shared;
+    if (blockIdx.x >= a.step->draws) return;
+    Draw draw = a.step->draw[blockIdx.x];
+    float peak;
+    u32 token;
+    find_peak(a, draw.row, s, peak, token);
+    // Written so that NaN is greedy too.
+    bool greedy = !(draw.temperature > 0.0f) || fabsf(peak) == INFINITY;
+    bool mine = threadIdx.x == 0;
+    if (!greedy) {
+        u32 *weights = a.weights + (u64)blockIdx.x * a.vocabulary;
+        for (u32 i = threadIdx.x; i < a.vocabulary; i += SAMPLE_THREADS) {
+            float x = read(a.logits, draw.row, i);
+            weights[i] = fixed_exp(__fdiv_rn(__fsub_rn(x, peak), draw.temperature));
+        }
+        // Other threads of the block read them.
+        __syncthreads();
+        u64 floor = floor_of(draw, weights, a.vocabulary, s);
+        u64 total = mass_from(weights, a.vocabulary, floor, s);
+        u64 rest = __umul64hi(random_bits(draw), total);
+        mine = token_at(weights, a.vocabulary, floor, rest, s, token);
+    }
+    if (mine) {
+        a.tokens[blockIdx.x] = token;
+        a.seats[draw.seat] = token;
+    }
+}

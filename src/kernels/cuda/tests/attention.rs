@@ -1,0 +1,125 @@
+//! Rotary positions, KV blocks in scattered pages, and attention of every kind and head size.
+
+use super::*;
+use crate::kernels::builder::{Builder, Capacity, Dense};
+use crate::kernels::ops::{
+    Activation, Embed, Epilogue, KvShape, Op, PackedAttention, PagedAttention, RopeStore, Rows,
+};
+
+const VOCABULARY: usize = 23;
+const CONTEXT: usize = 448;
+
+/// cos and sin of each position's angles.
+fn table(head_dim: usize) -> Vec<f32> {
+    let half = head_dim / 2;
+    let angle = |p: usize, i: usize| p as f64 / 10_000_f64.powf(i as f64 / half as f64);
+    let row = |p| {
+        let cos = (0..half).map(move |i| angle(p, i).cos() as f32);
+        cos.chain((0..half).map(move |i| angle(p, i).sin() as f32))
+    };
+    (0..CONTEXT).flat_map(row).collect()
+}
+
+/// Tokens become qkv rows as they are.
+fn paged(heads: usize, kv_heads: usize, head_dim: usize, rows: usize) -> Program {
+    let kv = KvShape { layers: 2, heads: kv_heads, head_dim };
+    let width = (heads + 2 * kv_heads) * head_dim;
+    let mut random = Random::new((heads * head_dim) as u64);
+    let embedding = dense(&mut random, VOCABULARY, width, 2.0);
+    let mut builder = Builder::new(Capacity { rows, yields: rows, context: CONTEXT });
+    let qkv = builder.full(Rows::All, width);
+    let output = builder.full(Rows::All, heads * head_dim);
+    let embed = Embed { table: embedding, positions: None, constant: None, output: qkv };
+    builder.push(Op::Embed(embed));
+    let (layer, scale) = (1, 1.0 / (head_dim as f32).sqrt());
+    let table = table(head_dim).into();
+    builder.push(Op::RopeStore(RopeStore { qkv, heads, kv, layer, table }));
+    let output_rows = Activation::Full(output);
+    let attention = PagedAttention { qkv, heads, kv, layer, scale, output: output_rows };
+    builder.push(Op::PagedAttention(attention));
+    builder.finish(output, Some(kv))
+}
+
+fn piece(random: &mut Random, sequence: usize, start: usize, rows: usize) -> Piece {
+    let tokens = (0..rows).map(|_| random.below(VOCABULARY) as u32).collect();
+    Piece { sequence, start, tokens, yields: false }
+}
+
+/// Fills the KV region with infinities, to see that what nobody stored is not used.
+fn poison(pair: &mut Pair) {
+    pair.kv.as_bytes_mut().as_chunks_mut().0.fill(half::f16::NEG_INFINITY.to_le_bytes());
+    let bytes = pair.kv.as_bytes().to_vec();
+    pair.device.fill_kv(&bytes);
+}
+
+#[test]
+fn paged_attention_is_right_for_all_head_sizes() {
+    for (heads, kv_heads, head_dim) in
+        [(4, 2, 16), (3, 1, 64), (4, 4, 80), (2, 1, 128), (17, 1, 32), (2, 2, 256)]
+    {
+        let mut random = Random::new(head_dim as u64);
+        let mut pair = Pair::new(paged(heads, kv_heads, head_dim, 96));
+        poison(&mut pair);
+        let steps = [
+            // A prompt in chunks beside another's, then single rows of both.
+            vec![piece(&mut random, 0, 0, 33), piece(&mut random, 1, 0, 5)],
+            vec![piece(&mut random, 0, 33, 40), piece(&mut random, 1, 5, 1)],
+            vec![piece(&mut random, 1, 6, 1), piece(&mut random, 0, 73, 1)],
+            vec![piece(&mut random, 0, 74, 2)],
+        ];
+        for pieces in steps {
+            let work = work(&pieces);
+            let (device, reference) = pair.both(&work, work.batch.tokens.len());
+            assert_near(&device, &reference, 2e-3);
+        }
+    }
+}
+
+#[test]
+fn long_sequences_are_split_and_merged() {
+    let mut random = Random::new(5);
+    let mut pair = Pair::new(paged(4, 2, 32, 440));
+    poison(&mut pair);
+    let work_of = |pieces: &[Piece]| work(pieces);
+    let first = work_of(&[piece(&mut random, 0, 0, 439)]);
+    pair.both(&first, 0);
+    let second = work_of(&[piece(&mut random, 1, 0, 3), piece(&mut random, 0, 439, 1)]);
+    let (device, reference) = pair.both(&second, 4);
+    assert_near(&device, &reference, 2e-3);
+    // Nine blocks in splits of five: the last split is shorter.
+    let third = work_of(&[piece(&mut random, 0, 270, 1)]);
+    let (device, reference) = pair.both(&third, 1);
+    assert_near(&device, &reference, 2e-3);
+}
+
+/// Rows are multiplied once before, so that they are bf16.
+fn packed(heads: usize, head_dim: usize, rows: usize) -> Program {
+    let hidden = 64;
+    let mut random = Random::new(9);
+    let embedding = dense(&mut random, VOCABULARY, hidden, 1.0);
+    let weight = dense(&mut random, 3 * heads * head_dim, hidden, 0.25);
+    let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
+    let input = builder.full(Rows::All, hidden);
+    let qkv = builder.full(Rows::All, 3 * heads * head_dim);
+    let output = builder.full(Rows::All, heads * head_dim);
+    let embed = Embed { table: embedding, positions: None, constant: None, output: input };
+    builder.push(Op::Embed(embed));
+    let layer = Dense { weight, bias: None };
+    builder.linear(&layer, Activation::Full(input), Epilogue::Store, qkv);
+    let (scale, output_rows) = (1.0 / (head_dim as f32).sqrt(), Activation::Full(output));
+    let attention = PackedAttention { qkv, heads, head_dim, scale, output: output_rows };
+    builder.push(Op::PackedAttention(attention));
+    builder.finish(output, None)
+}
+
+#[test]
+fn packed_attention_stays_within_spans() {
+    for (heads, head_dim) in [(2, 32), (3, 64), (1, 128), (2, 48)] {
+        let mut pair = Pair::new(packed(heads, head_dim, 120));
+        for lengths in [&[1, 70, 9, 40][..], &[120], &[33]] {
+            let work = spans(lengths, VOCABULARY);
+            let (device, reference) = pair.both(&work, lengths.iter().sum());
+            assert_near(&device, &reference, 6e-3);
+        }
+    }
+}

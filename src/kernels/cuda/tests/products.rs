@@ -1,0 +1,147 @@
+//! Products of every format, number of rows and odd size.
+
+use super::*;
+use crate::kernels::builder::{Builder, Capacity, Dense};
+use crate::kernels::ops::{Activation, Embed, Epilogue, Op, Rows};
+use crate::kernels::packed::Encoding;
+use std::sync::Arc;
+
+const VOCABULARY: usize = 19;
+
+/// Embeds tokens, then multiplies the rows.
+fn program(table: &Arc<Packed>, layer: &Dense, epilogue: Epilogue, rows: usize) -> Program {
+    let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
+    let input = builder.full(Rows::All, table.k);
+    let output = builder.full(Rows::All, layer.weight.n);
+    let embed = |output| {
+        let table = table.clone();
+        Op::Embed(Embed { table, positions: None, constant: None, output })
+    };
+    builder.push(embed(input));
+    builder.linear(layer, Activation::Full(input), Epilogue::Store, output);
+    if epilogue != Epilogue::Store {
+        builder.linear(layer, Activation::Full(input), epilogue, output);
+    }
+    builder.finish(output, None)
+}
+
+fn quantised(random: &mut Random, encoding: Encoding, n: usize, k: usize) -> Arc<Packed> {
+    let mut bytes = random.bytes(n * encoding.row_bytes(k));
+    // Scales, and minimums, of about a hundredth.
+    let block = encoding.row_bytes(32);
+    let scales = if encoding == Encoding::Q4One { 2 } else { 1 };
+    for block in bytes.chunks_exact_mut(block) {
+        for scale in block[..2 * scales].chunks_exact_mut(2) {
+            let value = 0.01 + random.floats(1)[0] * 0.02;
+            scale.copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+        }
+    }
+    Packed::from_bytes(n, k, encoding, &bytes).unwrap().into()
+}
+
+/// What f64 makes of it: inputs and weights are exact on both sides.
+fn expected(table: &Packed, layer: &Dense, epilogue: Epilogue, work: &Work) -> Vec<f64> {
+    let (n, k) = (layer.weight.n, layer.weight.k);
+    let mut weights = vec![0.0; n * k];
+    for (row, values) in weights.chunks_exact_mut(k).enumerate() {
+        layer.weight.read_row(row, values);
+    }
+    let mut input = vec![0.0; k];
+    let mut output = Vec::new();
+    for token in &work.batch.tokens {
+        table.read_row(*token as usize, &mut input);
+        for (index, row) in weights.chunks_exact(k).enumerate() {
+            let sum: f64 = row.iter().zip(&input).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let y = sum + layer.bias.as_ref().map_or(0.0, |bias| f64::from(bias[index]));
+            output.push(match epilogue {
+                Epilogue::Store => y,
+                Epilogue::Add => y + y,
+                Epilogue::Gelu => 0.5 * y * (1.0 + erf(y / std::f64::consts::SQRT_2)),
+            });
+        }
+    }
+    output
+}
+
+/// By its series; the sums of these tests are small.
+fn erf(x: f64) -> f64 {
+    let mut term = x;
+    let mut sum = x;
+    for n in 1..200 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+fn check(weight: Arc<Packed>, epilogue: Epilogue, rows: usize, tolerance: f64) {
+    let mut random = Random::new((weight.n * 31 + rows) as u64);
+    let table = dense(&mut random, VOCABULARY, weight.k, 1.0);
+    let bias = (epilogue != Epilogue::Add).then(|| random.floats(weight.n).into());
+    let layer = Dense { weight, bias };
+    let mut pair = Pair::new(program(&table, &layer, epilogue, rows));
+    let work = spans(&[rows], VOCABULARY);
+    pair.step(&work).unwrap();
+    let actual = pair.device.output(0, rows).unwrap();
+    let error = error(&actual, expected(&table, &layer, epilogue, &work));
+    assert!(error <= tolerance, "{rows} rows, {epilogue:?}: {error}");
+}
+
+#[test]
+fn dense_products_are_right_for_few_and_many_rows() {
+    let mut random = Random::new(1);
+    // More than eight pieces of 128, an odd rest, fewer than one.
+    for (n, k) in [(40, 1100), (150, 96), (16, 30)] {
+        let weight = dense(&mut random, n, k, 0.125);
+        for rows in [1, 7, 16, 17, 40, 64, 65, 140] {
+            check(weight.clone(), Epilogue::Store, rows, 2e-6);
+        }
+    }
+}
+
+#[test]
+fn quantised_products_are_right() {
+    let mut random = Random::new(2);
+    for encoding in [Encoding::Q4Zero, Encoding::Q4One, Encoding::Q8Zero] {
+        for (n, k) in [(24, 1184), (40, 96)] {
+            let weight = quantised(&mut random, encoding, n, k);
+            for rows in [1, 20, 64, 70] {
+                check(weight.clone(), Epilogue::Store, rows, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn epilogues_are_right() {
+    let mut random = Random::new(3);
+    let weight = dense(&mut random, 48, 64, 0.25);
+    for rows in [3, 90] {
+        for epilogue in [Epilogue::Add, Epilogue::Gelu] {
+            check(weight.clone(), epilogue, rows, 5e-3);
+        }
+    }
+}
+
+#[test]
+fn a_rows_bits_do_not_depend_on_its_company() {
+    let mut random = Random::new(4);
+    let table = dense(&mut random, VOCABULARY, 320, 1.0);
+    let weight = dense(&mut random, 32, 320, 0.125);
+    let layer = Dense { weight, bias: None };
+    let row = |rows: usize, deterministic: bool| {
+        let program = program(&table, &layer, Epilogue::Store, rows);
+        let mut pair = Pair::with(program, gpu(), deterministic);
+        let mut work = spans(&[rows], VOCABULARY);
+        work.batch.tokens[rows - 1] = 5;
+        pair.step(&work).unwrap();
+        let bits = pair.device.output(0, rows).unwrap();
+        bits[(rows - 1) * 32..].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+    };
+    let alone = row(1, true);
+    for rows in [2, 16, 17, 33, 64, 65, 100] {
+        assert!(alone == row(rows, true), "{rows} rows");
+    }
+    // Without being asked, up to 64 rows.
+    assert!(alone == row(64, false));
+}
