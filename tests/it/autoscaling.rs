@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::hpa::{Hpa, Metric, SYNC_SECONDS};
 use crate::k8s_tools::{one, rendered};
-use crate::prometheus::Prometheus;
+use crate::prometheus::{Prometheus, alone};
 use crate::server::{Server, chat, get, post};
 
 /// Seconds of the autoscaler that pass in one of ours: windows, periods, scrapes and decisions are
@@ -122,8 +122,13 @@ impl Clients {
         Self(stop, clients)
     }
 
-    fn stop(self) {
+    /// No new requests; those under way go on.
+    fn cease(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn stop(self) {
+        self.cease();
         for client in self.1 {
             client.join().unwrap();
         }
@@ -296,6 +301,7 @@ impl Fleet {
 #[ignore = "needs Debian's package prometheus"]
 #[allow(clippy::print_stdout, reason = "the table is what the run is for")]
 fn replicas_follow_a_step_of_load() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut fleet = Fleet::start(folder.path());
     let service = Arc::clone(&fleet.service);
@@ -309,10 +315,11 @@ fn replicas_follow_a_step_of_load() {
     let busy = Clients::start(&service, CLIENTS_STEP);
     fleet.run(STEP, |_| false);
     let over = fleet.now();
-    busy.stop();
+    busy.cease();
     let window = fleet.by_prometheus.0.down_window();
-    let limit = Duration::from_secs_f64(window + 40.0);
+    let limit = Duration::from_secs_f64(window + 90.0);
     fleet.run(limit, |fleet| fleet.asked == 1 && fleet.asked_stats == 1);
+    busy.stop();
     quiet.stop();
     let code = fleet.leaving.take().map(|leaving| leaving.join().unwrap());
     let table = fleet.table();

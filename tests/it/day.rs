@@ -13,7 +13,7 @@ use crate::fleet::{DAY, Day, MIDNIGHT, OBJECTIVE, PRICE};
 use crate::hpa::Hpa;
 use crate::k8s_alerts::write_rules;
 use crate::k8s_tools::{all, one, rendered, run};
-use crate::prometheus::{Prometheus, encoded};
+use crate::prometheus::{Prometheus, alone, encoded};
 use crate::server::get;
 
 const HOUR: usize = 3600;
@@ -182,6 +182,7 @@ impl Told {
 #[ignore = "needs Debian's package prometheus"]
 #[allow(clippy::print_stdout, reason = "the table is what the run is for")]
 fn a_day_scales_alerts_and_costs_as_it_should() {
+    let _alone = alone();
     let scaler = one(&rendered()["components/keda-prometheus"], "ScaledObject", "sconce");
     let triggers = scaler["spec"]["triggers"].as_array().unwrap();
     let text = |trigger: usize, key: &str| triggers[trigger]["metadata"][key].as_str().unwrap();

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -84,6 +85,14 @@ impl Drop for Prometheus {
     }
 }
 
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// The machine for one test of this group: they watch servers under load, and each other's load
+/// is not theirs.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A query as part of a URL.
 pub(crate) fn encoded(query: &str) -> String {
     query.bytes().map(|byte| format!("%{byte:02X}")).collect()
@@ -99,6 +108,7 @@ const COST_PER_INFERENCE: &str = r#"
 #[test]
 #[ignore = "needs Debian's package prometheus"]
 fn prometheus_answers_what_scalers_and_dashboards_ask() {
+    let _alone = alone();
     let server = Server::start(&["--device-hourly-usd", "3.6"]);
     let prometheus = Prometheus::scrape(server.admin_address());
     // With nothing to do the answers are numbers, not emptiness: emptiness reads as an outage.
