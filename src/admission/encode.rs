@@ -75,7 +75,8 @@ fn shorten(passages: &mut [Passage], limit: usize, side: Side) {
             *second = kept.to_owned();
         }
         let known = last.take().filter(|(whole, _)| Arc::ptr_eq(whole, &passage.text));
-        let short = known.map(|(_, short)| short).or_else(|| Some(kept(&passage.text, most, side)?.into()));
+        let short =
+            known.map(|(_, short)| short).or_else(|| Some(kept(&passage.text, most, side)?.into()));
         if let Some(short) = short {
             let whole = std::mem::replace(&mut passage.text, Arc::clone(&short));
             last = Some((whole, short));

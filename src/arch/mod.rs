@@ -74,13 +74,8 @@ const DECODERS: &[(&str, ReadShape)] = &[
 type ReadShape = fn(&Description<'_>) -> Result<Shape, LoadError>;
 
 /// Every other architecture; a line adds one.
-const REGISTRY: &[Architecture] = &[
-    bert("bert"),
-    bert("roberta"),
-    bert("xlm-roberta"),
-    bert("camembert"),
-    bert("distilbert"),
-];
+const REGISTRY: &[Architecture] =
+    &[bert("bert"), bert("roberta"), bert("xlm-roberta"), bert("camembert"), bert("distilbert")];
 
 /// A member of BERT's family.
 const fn bert(name: &'static str) -> Architecture {

@@ -13,7 +13,7 @@ use crate::kernels::cuda::executor::{Answers, DEPTH, Executor, Options, RunError
 use crate::kernels::cuda::tables::{FROM_SEAT, Loan, SeatDraw, Work};
 use crate::kernels::ops::Program;
 use crate::request::{LaneId, Micros};
-use crate::scheduler::step::{Grant, Input, Outcome, Output, SlotId, Step};
+use crate::scheduler::step::{Grant, Input, Outcome, Output, SlotId, Span, Step};
 
 /// Execution slots of a GPU, and uncommitted steps a slot: one runs while the next is planned.
 pub const GPU_SLOTS: (u8, u8) = (1, DEPTH as u8);
@@ -104,6 +104,9 @@ impl Runner for GpuRunner {
         };
         self.work.clear();
         self.take_in(&step.grants, layers);
+        if let Some(what) = without_kernel(step) {
+            return Err(StepError::step(format!("the CUDA kernels do not serve {what} yet")));
+        }
         self.pack(step);
         self.executor.submit(lane, &self.work).map_err(|error| failed(&error))
     }
@@ -127,6 +130,19 @@ impl Runner for GpuRunner {
         tracing::info!(%lane, bytes, graphs, "model is on the device");
         Ok(())
     }
+}
+
+/// What of a step has no kernel.
+fn without_kernel(step: &Step) -> Option<&'static str> {
+    let pair = |span: &Span| matches!(span.input, Input::Pair { .. });
+    let hidden = |span: &Span| span.output == Output::Hidden;
+    if !step.details.is_empty() {
+        return Some("penalties, bias and log-probabilities");
+    }
+    if step.spans.iter().any(hidden) {
+        return Some("the states of single tokens");
+    }
+    step.spans.iter().any(pair).then_some("pairs of texts with token types")
 }
 
 /// At least one microsecond: nothing is free.

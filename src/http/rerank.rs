@@ -147,8 +147,7 @@ pub(super) async fn rank(
     let entry = front.enter_model(ticket, model)?;
     let started = Instant::now();
     let query: Arc<str> = query.into();
-    let pair =
-        |text: &String| Passage { text: Arc::clone(&query), second: Some(text.clone()) };
+    let pair = |text: &String| Passage { text: Arc::clone(&query), second: Some(text.clone()) };
     let passages = documents.iter().map(pair).collect();
     let inputs = front.encode_passages(entry, passages, cut).await?;
     let tokenised = started.elapsed();

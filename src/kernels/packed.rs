@@ -265,7 +265,6 @@ impl Packed {
         let (panel, lane) = (self.panel(n / PANEL), n % PANEL);
         let half = |at: usize| [panel[at + lane * 2], panel[at + lane * 2 + 1]];
         match self.format {
-            PackedFormat::F32 => panic!("an f32 matrix has no groups"),
             PackedFormat::Q4 => {
                 let start = group * Q4_GROUP_BYTES;
                 for (i, value) in out.iter_mut().enumerate() {
@@ -281,6 +280,7 @@ impl Packed {
                 }
                 [half(scales), [0; 2]]
             }
+            other => panic!("a matrix as {other:?} is not read by groups"),
         }
     }
 

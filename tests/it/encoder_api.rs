@@ -49,7 +49,10 @@ fn encoders_answer() {
     requests_are_counted_by_task(&server);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/encoders.py");
     let mut clients = Command::new("python3");
-    clients.env("PYTHONPATH", python_packages("encoders.txt")).arg(script).arg(server.address_of_main());
+    clients
+        .env("PYTHONPATH", python_packages("encoders.txt"))
+        .arg(script)
+        .arg(server.address_of_main());
     assert_eq!(run(&mut clients).trim(), "all is well");
 }
 

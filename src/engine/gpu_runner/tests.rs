@@ -24,7 +24,7 @@ fn successor() -> LoadedModel {
     let mut builder = Builder::new(Capacity { rows: 8, yields: 4, context: 64 });
     let hidden = builder.full(Rows::All, VOCABULARY);
     let output = builder.full(Rows::Gathered, VOCABULARY);
-    builder.push(Op::Embed(Embed { table, positions: None, constant: None, output: hidden }));
+    builder.push(Op::Embed(Embed { table, positions: None, types: None, output: hidden }));
     builder.push(Op::Gather(Gather { input: hidden, output }));
     let outline =
         Outline { task: ModelTask::Generate, context: 64, kv: Some(KV), output_width: VOCABULARY };

@@ -62,7 +62,7 @@ pub(super) async fn decode(call: &mut Call, request: Request) -> Result<Done, Re
     let front = call.front.clone();
     let body: DecodeBody = body::json(&front, &mut call.ticket, request).await?;
     let lists = body.ids.list();
-    if lists.is_empty() {
+    if lists.is_empty() || lists.iter().any(Vec::is_empty) {
         return Err(Refusal::empty("ids"));
     }
     if lists.len() > INPUTS_MAX {

@@ -349,9 +349,7 @@ async fn paths_and_methods() {
     let ask = |method: Method, path: &str| {
         app.send(Request::builder().method(method).uri(path).body(Body::empty()).unwrap())
     };
-    for path in
-        ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "//v1/models", "/metrics", "/stats"]
-    {
+    for path in ["/v1", "/v1/chat", "/v1/chat/completions/", "//v1/models", "/metrics", "/stats"] {
         let reply = ask(Method::GET, path).await;
         assert_eq!(
             (reply.status.as_u16(), reply.json()["error"]["code"].as_str()),

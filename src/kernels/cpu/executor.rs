@@ -6,8 +6,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::attention::{packed::PackedTask, paged::PagedTask};
-use super::head_norm::HeadNormTask;
 use super::halves::{ConvertTask, HalfLinearTask};
+use super::head_norm::HeadNormTask;
 use super::isa::{Set, SetKind, Task};
 use super::linear::LinearTask;
 use super::rope::{RopeStoreTask, RopeTask};

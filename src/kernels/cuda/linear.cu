@@ -9,7 +9,7 @@
 constexpr int LINEAR_WARPS = 8;
 
 /// What happens to a sum.
-constexpr u32 STORE = 0, ADD = 1, GELU = 2;
+constexpr u32 STORE = 0, ADD = 1, GELU = 2, TANH = 3, RELU = 4;
 
 struct LinearArgs {
     const Step *step;
@@ -27,6 +27,8 @@ __device__ __forceinline__ void finish(const LinearArgs &a, u32 row, u32 output,
     if (a.bias) y += a.bias[output];
     if (a.epilogue == ADD) y += read(a.output, row, output);
     if (a.epilogue == GELU) y = 0.5f * y * (1.0f + erff(y * 0.70710678f));
+    if (a.epilogue == TANH) y = tanhf(y);
+    if (a.epilogue == RELU) y = y > 0.0f ? y : 0.0f;
     write(a.output, row, output, y);
 }
 

@@ -2,6 +2,7 @@
 //! fills in every launch's arguments. Done once, at load.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::arguments as args;
 use super::arguments::View;
@@ -12,9 +13,10 @@ use super::tables::Tiling;
 use crate::device::cuda::fault::GpuError;
 use crate::device::cuda::{Address, Gpu};
 use crate::kernels::ops::{
-    Activation, Embed, Epilogue, GatedSilu, Gather, KvShape, Linear, Norm, Op, PackedAttention,
-    PagedAttention, Pool, PoolKind, Program, RopeStore, Rows,
+    Activation, Convert, Embed, Epilogue, GatedSilu, Gather, HalfLinear, KvShape, Linear, Norm, Op,
+    PackedAttention, PagedAttention, Pool, PoolKind, Program, RopeStore, Rows, Vector,
 };
+use crate::kernels::packed::Packed;
 
 /// What all lanes of a device share.
 #[derive(Debug, Clone, Copy)]
@@ -163,6 +165,10 @@ impl Lowering<'_> {
                 Op::Embed(op) => self.embed(op)?,
                 Op::Norm(op) => self.norm(op)?,
                 Op::Linear(op) => self.linear(op)?,
+                Op::HalfLinear(op) => self.half_linear(op)?,
+                Op::Convert(op) => self.convert(op)?,
+                Op::HeadNorm(_) => return Err(unsupported("it normalises queries and keys")),
+                Op::Rope(_) => return Err(unsupported("it embeds with a decoder")),
                 Op::RopeStore(op) => self.rope_store(op)?,
                 Op::PagedAttention(op) => self.paged(op)?,
                 Op::PackedAttention(op) => self.packed(op)?,
@@ -184,7 +190,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn optional(&mut self, vector: Option<&crate::kernels::ops::Vector>) -> Result<u64, GpuError> {
+    fn optional(&mut self, vector: Option<&Vector>) -> Result<u64, GpuError> {
         vector.map_or(Ok(0), |vector| Ok(self.uploads.vector(self.gpu, vector)?.0))
     }
 
@@ -193,7 +199,8 @@ impl Lowering<'_> {
             step: self.shared.step.0,
             table: self.uploads.matrix(self.gpu, &op.table)?,
             positions: self.optional(op.positions.as_ref())?,
-            constant: self.optional(op.constant.as_ref())?,
+            // Of one text: all its tokens are of type 0.
+            constant: self.optional(op.types.as_ref())?,
             seats: self.shared.seats.0,
             output: self.places.of(&op.output).view,
         };
@@ -250,26 +257,55 @@ impl Lowering<'_> {
     }
 
     fn linear(&mut self, op: &Linear) -> Result<(), LowerError> {
-        let input = self.multiplied(&op.input, op.rows)?;
-        let output = self.places.of(&op.output).view;
+        let Linear { rows, input, weight, bias, epilogue, output } = op;
+        self.product(*rows, *input, (weight, bias.as_ref()), (*epilogue, (*output).into()))
+    }
+
+    fn half_linear(&mut self, op: &HalfLinear) -> Result<(), LowerError> {
+        let HalfLinear { rows, input, weight, bias, epilogue, output } = op;
+        let input = Activation::Half(*input);
+        self.product(*rows, input, (weight, bias.as_ref()), (*epilogue, *output))
+    }
+
+    fn convert(&mut self, op: &Convert) -> Result<(), LowerError> {
+        let (input, output) = (self.places.of(&op.input), self.places.of_activation(&op.output));
+        let (rows, gathered) = match op.rows {
+            Rows::All => (args::COPY_ALL, false),
+            Rows::Gathered => (args::COPY_GATHERED, true),
+        };
+        self.fresh.remove(&Places::name(&op.output));
+        self.copy(input.view, output.view, (op.input.width, rows), gathered)
+    }
+
+    fn product(
+        &mut self,
+        rows: Rows,
+        input: Activation,
+        (weight, bias): (&Arc<Packed>, Option<&Vector>),
+        (epilogue, output): (Epilogue, Activation),
+    ) -> Result<(), LowerError> {
+        let input = self.multiplied(&input, rows)?;
+        let view = self.places.of_activation(&output).view;
         let arguments = args::Linear {
             step: self.shared.step.0,
             input: input.data,
-            bias: self.optional(op.bias.as_ref())?,
-            weight: self.uploads.matrix(self.gpu, &op.weight)?,
-            output,
+            bias: self.optional(bias)?,
+            weight: self.uploads.matrix(self.gpu, weight)?,
+            output: view,
             stride: input.stride,
-            gathered: gathered(op.rows),
-            epilogue: match op.epilogue {
+            gathered: gathered(rows),
+            epilogue: match epilogue {
                 Epilogue::Store => 0,
                 Epilogue::Add => 1,
                 Epilogue::Gelu => 2,
+                Epilogue::Tanh => 3,
+                Epilogue::Relu => 4,
             },
             unused: 0,
         };
-        self.fresh.remove(&op.output.offset);
-        let names = names(MatrixFormat::of(op.weight.format), self.shared.deterministic);
-        let shape = (op.weight.n as u32, op.rows == Rows::Gathered);
+        self.fresh.remove(&Places::name(&output));
+        let names = names(MatrixFormat::of(weight.format), self.shared.deterministic);
+        let shape = (weight.n as u32, rows == Rows::Gathered);
         self.calls.push(Call::product(self.gpu, names, shape, &arguments)?);
         Ok(())
     }
@@ -338,6 +374,9 @@ impl Lowering<'_> {
         let qkv = self.places.of(&op.qkv).view;
         if qkv.half == 0 {
             return Err(unsupported("attention over rows that something is added to"));
+        }
+        if op.causal || op.kv_heads != op.heads {
+            return Err(unsupported("it embeds with a decoder"));
         }
         let kv = KvShape { layers: 1, heads: op.heads, head_dim: op.head_dim };
         let arguments = args::Attention {

@@ -59,7 +59,7 @@ impl MatrixFormat {
         match format {
             PackedFormat::Q4 => MatrixFormat::Q4,
             PackedFormat::Q8 => MatrixFormat::Q8,
-            PackedFormat::F32 => MatrixFormat::Bf16,
+            _ => MatrixFormat::Bf16,
         }
     }
 

@@ -45,6 +45,7 @@ fn key(activation: &Activation) -> (usize, usize) {
     match activation {
         Activation::Full(buf) => (buf.offset, buf.width),
         Activation::Quant(quant) => (quant.values, quant.width),
+        Activation::Half(half) => (half.offset, half.width),
     }
 }
 
@@ -116,6 +117,16 @@ fn survey(program: &Program) -> BTreeMap<usize, Need> {
                 note(op.input, op.rows, false, true);
                 note(buffer(op.output), op.rows, op.epilogue == Epilogue::Add, false);
             }
+            Op::HalfLinear(op) => {
+                note(Activation::Half(op.input), op.rows, false, true);
+                note(op.output, op.rows, op.epilogue == Epilogue::Add, false);
+            }
+            Op::Convert(op) => {
+                note(buffer(op.input), op.rows, false, false);
+                note(op.output, op.rows, false, false);
+            }
+            Op::HeadNorm(op) => note(buffer(op.qkv), Rows::All, false, false),
+            Op::Rope(op) => note(buffer(op.qkv), Rows::All, false, false),
             Op::RopeStore(op) => note(buffer(op.qkv), Rows::All, false, false),
             Op::PagedAttention(op) => {
                 note(buffer(op.qkv), Rows::All, false, false);

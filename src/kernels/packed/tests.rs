@@ -166,10 +166,7 @@ fn what_does_not_fit_is_refused() {
     let refusal = |k, encoding, bytes: usize| {
         Packed::from_bytes(2, k, encoding, &vec![0; bytes]).unwrap_err().to_string()
     };
-    assert_eq!(
-        refusal(33, Encoding::Q8Zero, 68),
-        "a quantised row of 33 values is not a multiple of 32"
-    );
+    assert_eq!(refusal(33, Encoding::Q8Zero, 68), "a row of 33 values is not a multiple of 32");
     assert_eq!(
         refusal(128, Encoding::Q6K, 0),
         "a quantised row of 128 values is not a multiple of 256"

@@ -29,7 +29,7 @@ fn paged(heads: usize, kv_heads: usize, head_dim: usize, rows: usize) -> Program
     let mut builder = Builder::new(Capacity { rows, yields: rows, context: CONTEXT });
     let qkv = builder.full(Rows::All, width);
     let output = builder.full(Rows::All, heads * head_dim);
-    let embed = Embed { table: embedding, positions: None, constant: None, output: qkv };
+    let embed = Embed { table: embedding, positions: None, types: None, output: qkv };
     builder.push(Op::Embed(embed));
     let (layer, scale) = (1, 1.0 / (head_dim as f32).sqrt());
     let table = table(head_dim).into();
@@ -102,12 +102,20 @@ fn packed(heads: usize, head_dim: usize, rows: usize) -> Program {
     let input = builder.full(Rows::All, hidden);
     let qkv = builder.full(Rows::All, 3 * heads * head_dim);
     let output = builder.full(Rows::All, heads * head_dim);
-    let embed = Embed { table: embedding, positions: None, constant: None, output: input };
+    let embed = Embed { table: embedding, positions: None, types: None, output: input };
     builder.push(Op::Embed(embed));
     let layer = Dense { weight, bias: None };
     builder.linear(&layer, Activation::Full(input), Epilogue::Store, qkv);
     let (scale, output_rows) = (1.0 / (head_dim as f32).sqrt(), Activation::Full(output));
-    let attention = PackedAttention { qkv, heads, head_dim, scale, output: output_rows };
+    let attention = PackedAttention {
+        qkv,
+        heads,
+        kv_heads: heads,
+        causal: false,
+        head_dim,
+        scale,
+        output: output_rows,
+    };
     builder.push(Op::PackedAttention(attention));
     builder.finish(output, None)
 }

@@ -49,7 +49,7 @@ fn llama(encoding: Encoding) -> Program {
         bias: None,
     };
     let table = dense(random, VOCABULARY, HIDDEN, 1.0);
-    builder.push(Op::Embed(Embed { table, positions: None, constant: None, output: hidden }));
+    builder.push(Op::Embed(Embed { table, positions: None, types: None, output: hidden }));
     let angles = (0..CONTEXT * KV.head_dim).map(|i| {
         let (position, i) = (i / KV.head_dim, i % KV.head_dim);
         let angle = position as f32 / 100_f32.powf((i % 16) as f32 / 16.0);

@@ -15,7 +15,7 @@ fn program(table: &Arc<Packed>, layer: &Dense, epilogue: Epilogue, rows: usize) 
     let output = builder.full(Rows::All, layer.weight.n);
     let embed = |output| {
         let table = table.clone();
-        Op::Embed(Embed { table, positions: None, constant: None, output })
+        Op::Embed(Embed { table, positions: None, types: None, output })
     };
     builder.push(embed(input));
     builder.linear(layer, Activation::Full(input), Epilogue::Store, output);
@@ -57,6 +57,8 @@ fn expected(table: &Packed, layer: &Dense, epilogue: Epilogue, work: &Work) -> V
                 Epilogue::Store => y,
                 Epilogue::Add => y + y,
                 Epilogue::Gelu => 0.5 * y * (1.0 + erf(y / std::f64::consts::SQRT_2)),
+                Epilogue::Tanh => y.tanh(),
+                Epilogue::Relu => y.max(0.0),
             });
         }
     }

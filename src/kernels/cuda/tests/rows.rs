@@ -16,7 +16,7 @@ fn encoder(width: usize, bias: bool, kind: PoolKind, normalize: bool) -> Program
     builder.push(Op::Embed(Embed {
         table: dense(&mut random, VOCABULARY, width, 1.0),
         positions: Some(random.floats(80 * width).into()),
-        constant: Some(random.floats(width).into()),
+        types: Some(random.floats(width).into()),
         output: hidden,
     }));
     builder.push(Op::Norm(Norm {

@@ -14,7 +14,7 @@ fn logits(table: Packed) -> Program {
     let hidden = builder.full(Rows::All, width);
     let output = builder.full(Rows::Gathered, width);
     let table = table.into();
-    builder.push(Op::Embed(Embed { table, positions: None, constant: None, output: hidden }));
+    builder.push(Op::Embed(Embed { table, positions: None, types: None, output: hidden }));
     builder.push(Op::Gather(Gather { input: hidden, output }));
     builder.finish(output, Some(KvShape { layers: 1, heads: 1, head_dim: 16 }))
 }
