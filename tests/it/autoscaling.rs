@@ -22,7 +22,7 @@ const SPEED: f64 = 20.0;
 /// The machine's pool: as many pods as it can run.
 const PODS_MAX: u32 = 2;
 const CLIENTS_BEFORE: usize = 1;
-const CLIENTS_STEP: usize = 40;
+const CLIENTS_STEP: usize = 28;
 const STEP: Duration = Duration::from_secs(25);
 /// At 95 of 100 answers; or four times what a quiet server takes, if that is longer here.
 const OBJECTIVE: f64 = 8.0;
@@ -83,7 +83,7 @@ impl Service {
         std::thread::spawn(move || {
             let mut turn = 0;
             while !stop.load(Ordering::Relaxed) {
-                let mut body = chat(&format!("{number}, {turn}: what is a lamp?"), 16);
+                let mut body = chat(&format!("{number}, {turn}: what is a lamp?"), 8);
                 body["ignore_eos"] = json!(true);
                 let started = Instant::now();
                 let (status, answer) = post(&service.url(), &body);
@@ -317,7 +317,7 @@ fn replicas_follow_a_step_of_load() {
     let over = fleet.now();
     busy.cease();
     let window = fleet.by_prometheus.0.down_window();
-    let limit = Duration::from_secs_f64(window + 90.0);
+    let limit = Duration::from_secs_f64(window + 150.0);
     fleet.run(limit, |fleet| fleet.asked == 1 && fleet.asked_stats == 1);
     busy.stop();
     quiet.stop();
