@@ -6,13 +6,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::App;
 use super::edge::write;
 use super::edge::{LIMITS, LIVEZ, LOOPBACK, PATIENCE, Site, chat, read_to_end, read_until, until};
-use crate::admission::testing::{front, metric, outcomes, say};
+use crate::admission::testing::{done, front, metric, outcomes, say};
 use crate::config::Config;
 use crate::http::admin_router;
 use crate::http::listener::{Limits, Server};
 use crate::lifecycle::Phase;
+use crate::request::Finish;
 
 /// The status and the error's code of a whole answer.
 fn refusal(answer: &str) -> (&str, String) {
@@ -220,4 +222,51 @@ async fn the_admin_socket_is_for_its_owner() {
     crate::admission::testing::advance(&front.lifecycle, Phase::Stopped);
     timeout(PATIENCE, serving).await.unwrap().unwrap();
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn hostile_bodies_are_told_what_is_wrong() {
+    let app = App::scripted(|submission| {
+        done(&submission.sink, Finish::Stop, 1, 0);
+    });
+    let chat = |content: &str, extra: &str| {
+        format!(r#"{{"model":"tiny",{extra}"messages":[{{"role":"user","content":"{content}"}}]}}"#)
+    };
+    let nested =
+        |depth: usize| format!(r#""metadata":{{"x":{}{}}},"#, "[".repeat(depth), "]".repeat(depth));
+    let word = "w".repeat(1 << 20);
+    let mut invalid = chat("?", "").into_bytes();
+    *invalid.iter_mut().find(|byte| **byte == b'?').unwrap() = 0xff;
+    for (body, status, code, says) in [
+        // Nobody reads this field, and its depth counts all the same.
+        (chat("a", &nested(95)).into(), 400, "invalid_request", "nested deeper than 96"),
+        (chat("a", &nested(100_000)).into(), 400, "invalid_request", "nested deeper than 96"),
+        (chat(&word, "").into(), 400, "context_length_exceeded", "limits.context"),
+        (invalid, 400, "invalid_request", "not JSON"),
+        (b"\x00\x01\x02".to_vec(), 400, "invalid_request", "not JSON"),
+    ] {
+        let reply = app.post("/v1/chat/completions", body).await;
+        let error = &reply.json()["error"];
+        assert_eq!(
+            (reply.status.as_u16(), error["code"].as_str()),
+            (status, Some(code)),
+            "{error}"
+        );
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(says) && message.len() < 500, "{message}");
+    }
+    for body in [chat("a", &nested(94)), chat(&"[{".repeat(15), ""), chat(r#"\"[\\"#, "")] {
+        assert_eq!(app.post("/v1/chat/completions", body).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn more_prompts_than_can_ever_wait_are_too_many() {
+    let mut config = Config::default();
+    config.limits.queue_requests = 3;
+    let (app, _inbox) = App::new(config);
+    let body = serde_json::json!({"model": "tiny", "prompt": ["a", "b", "c", "d"]});
+    let reply = app.post("/v1/completions", body.to_string()).await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (413, &"too_large".into()));
+    assert!(reply.body.contains("limits.queue_requests") && reply.body.contains("4 prompts"));
 }
