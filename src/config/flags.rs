@@ -49,7 +49,7 @@ pub struct Flags {
 
     /// auto, cpu or cuda [env: SCONCE_DEVICE] [default: auto, a GPU where there is one]
     #[arg(long, global = true, value_name = "KIND", help_heading = "Device")]
-    pub device: Option<String>,
+    pub device_kind: Option<String>,
 
     /// The same text whatever shares a batch, also on a GPU [env: SCONCE_DETERMINISTIC]
     #[arg(long, global = true, help_heading = "Device")]
@@ -95,7 +95,7 @@ impl Flags {
             "models.dir" => ("--models-dir", self.models_dir.as_deref()),
             "models.cache_dir" => ("--cache-dir", self.cache_dir.as_deref()),
             "models.offline" => ("--offline", switch(self.offline)),
-            "device.kind" => ("--device", self.device.as_deref()),
+            "device.kind" => ("--device-kind", self.device_kind.as_deref()),
             "device.deterministic" => ("--deterministic", switch(self.deterministic)),
             "device.memory_limit" => ("--device-memory-limit", self.device_memory_limit.as_deref()),
             "device.share" => ("--device-share", self.device_share.as_deref()),

@@ -246,7 +246,7 @@ fn every_flag_reaches_its_setting() {
         ("drain.grace_seconds", "--grace-seconds", "9"),
         ("models.dir", "--models-dir", "models"),
         ("models.cache_dir", "--cache-dir", "/c"),
-        ("device.kind", "--device", "cpu"),
+        ("device.kind", "--device-kind", "cpu"),
         ("device.memory_limit", "--device-memory-limit", "1GiB"),
         ("device.share", "--device-share", "0.5"),
         ("cost.device_hourly_usd", "--device-hourly-usd", "3"),

@@ -57,7 +57,7 @@ pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
         (None, Some(index)) => Weights::open_index(index, |name| files.path(name).cloned())?,
         (None, None) => {
             return Err(LoadError::Shape(format!(
-                "a model needs a file 'model.gguf', 'model.safetensors' or '{INDEX}' in its manifest"
+                "its manifest needs a file 'model.gguf', 'model.safetensors' or '{INDEX}'"
             )));
         }
     };

@@ -400,7 +400,7 @@ impl Startup {
             if let Some(loaded) = loaded {
                 let installed = runner.install(model.lane, loaded);
                 installed.map_err(|error| StartError::Memory(error.to_string()))?;
-                config.cost = self.warm_up(&mut *runner, model, &config)?;
+                config.cost = self.warm_up(&mut *runner, model, (&config, lane.1.context))?;
                 self.set_state(model, ModelState::Ready);
             }
             configs.push(config);
@@ -418,11 +418,11 @@ impl Startup {
         &self,
         runner: &mut dyn Runner,
         model: &Model,
-        config: &LaneConfig,
+        (config, context): (&LaneConfig, usize),
     ) -> Result<(Micros, Micros), StartError> {
         let held = self.telemetry.occupy();
         let started = Instant::now();
-        let cost = warmup::measure(runner, model.lane, config)
+        let cost = warmup::measure(runner, model.lane, config, context)
             .map_err(|source| StartError::WarmUp { model: model.name.clone(), source })?;
         let elapsed = started.elapsed();
         self.telemetry.stage_finished(model.lane, "warm", elapsed);

@@ -15,7 +15,7 @@ const ROWS: usize = 2 * BLOCK_TOKENS;
 const ROUNDS: usize = 3;
 
 /// Runs a small and a larger step of the lane and returns the fixed part of a step's time and the
-/// part for each row. The KV region must not be in use yet.
+/// part for each row; `context` is its longest sequence. The KV region must not be in use yet.
 ///
 /// # Errors
 /// The model cannot run.
@@ -23,12 +23,9 @@ pub fn measure(
     runner: &mut dyn Runner,
     lane: LaneId,
     config: &LaneConfig,
+    context: usize,
 ) -> Result<(Micros, Micros), StepError> {
-    let longest = match config.kind {
-        LaneKind::Generate { context, .. } => context.min(config.rows_max),
-        LaneKind::Encode => config.rows_max,
-    };
-    let rows = ROWS.min(longest as usize);
+    let rows = ROWS.min(context).min(config.rows_max as usize);
     let mut small = Micros(u64::MAX);
     let mut large = Micros(u64::MAX);
     for _ in 0..ROUNDS {

@@ -1,6 +1,6 @@
-//! KServe's Open Inference Protocol, version 2, for encoders: health, metadata, inference. Texts come
-//! in as BYTES; vectors and scores go out as FP32. Knows JSON tensors and the binary form of text
-//! that Triton's clients send.
+//! KServe's Open Inference Protocol, version 2, for encoders: health, metadata, inference. Texts
+//! come in as BYTES; vectors and scores go out as FP32. Knows JSON tensors and the binary form of
+//! text that Triton's clients send.
 
 mod tensor;
 

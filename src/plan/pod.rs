@@ -9,7 +9,7 @@ use crate::request::Micros;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// Graces that nodes really give: GKE's default, others' least, and what a two-minute notice leaves.
+/// Graces that nodes really give: GKE's default, others' least, what a two-minute notice leaves.
 const GRACES: [u32; 3] = [15, 30, 110];
 
 /// What was decided by hand.

@@ -15,6 +15,7 @@ use sconce::kernels::batch::{Batch, BatchSpan, KvMap};
 use sconce::kernels::builder::Capacity;
 use sconce::kernels::cpu::executor::Executor;
 use sconce::kernels::cpu::isa::SetKind;
+use sconce::model::Dtype;
 use sconce::scheduler::step::BLOCK_TOKENS;
 use sconce::store::ModelFiles;
 use serde_json::Value as Json;
@@ -210,7 +211,7 @@ pub(crate) fn floats(list: &Json) -> Vec<f32> {
 
 /// The logits after each of `tokens`, in one step of one sequence.
 pub(crate) fn logits(files: &ModelFiles, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let opened = residency::open(files).unwrap();
+    let opened = residency::open(files).unwrap().with_dtype(Dtype::F32);
     let rows = tokens.len();
     let capacity = Capacity { rows, yields: rows, context: opened.outline.context };
     let program = opened.load(capacity).unwrap().program;

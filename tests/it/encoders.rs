@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use sconce::kernels::cpu::isa::SetKind;
+use sconce::model::Dtype;
 use sconce::scheduler::step::{Input, Output};
 use sconce::store::ModelFiles;
 use sconce::text::{Cut, Passage, Side, Tokenizer};
@@ -78,7 +79,7 @@ pub(crate) fn write_model(name: &str, pooling: &str, folder: &Path) -> Vec<(Stri
 fn bench(name: &str, pooling: &str) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let files = write_model(name, pooling, folder.path());
-    Bench::over(&ModelFiles { files }, SetKind::detect(), 2)
+    Bench::with_dtype(&ModelFiles { files }, Dtype::F32, SetKind::detect(), 2)
 }
 
 fn floats(value: &Value) -> Vec<f32> {

@@ -9,6 +9,7 @@ use sconce::engine::residency;
 use sconce::engine::runner::Runner;
 use sconce::kernels::cpu::executor::Executor;
 use sconce::kernels::cpu::isa::SetKind;
+use sconce::model::Dtype;
 use sconce::request::{Detail, LaneId, Micros, RequestId, Sampling};
 use sconce::scheduler::step::{
     BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Seat, Span, SpanDetail, Step,
@@ -37,7 +38,17 @@ impl Bench {
 
     /// Over files of any origin.
     pub(crate) fn over(files: &ModelFiles, set: SetKind, threads: usize) -> Self {
-        let opened = residency::open(files).unwrap();
+        Self::with_dtype(files, Dtype::Auto, set, threads)
+    }
+
+    /// As [`Bench::over`], with float weights kept as `dtype`.
+    pub(crate) fn with_dtype(
+        files: &ModelFiles,
+        dtype: Dtype,
+        set: SetKind,
+        threads: usize,
+    ) -> Self {
+        let opened = residency::open(files).unwrap().with_dtype(dtype);
         let wish = Wish {
             weight: 1.0,
             context: Some(2048),

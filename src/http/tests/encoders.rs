@@ -1,4 +1,4 @@
-//! An engine of encoders that answers by arithmetic, for the tests of every endpoint that they have;
+//! An engine of encoders that answers by arithmetic, for the tests of each of their endpoints;
 //! and what `dimensions` and `normalize` make of vectors.
 
 use serde_json::json;

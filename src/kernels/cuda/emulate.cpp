@@ -207,7 +207,7 @@ const Kernel KERNELS[] = {
 
 /// Runs a kernel; returns a complaint, or null. `geometry` is grid, block and bytes of shared
 /// memory, `backwards` another order of threads and blocks.
-extern "C" const char *sconce_emulate(const char *name, const u32 *geometry, bool backwards,
+extern "C" const char *emulate_launch(const char *name, const u32 *geometry, bool backwards,
                                       const void *arguments, u32 argument_bytes) {
     using namespace emulate;
     const Kernel *kernel = nullptr;

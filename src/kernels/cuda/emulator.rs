@@ -239,7 +239,7 @@ fn entry() -> Run {
         let handle = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         assert!(!handle.is_null(), "{library:?} cannot be loaded");
         // SAFETY: the handle is open and stays so.
-        let symbol = unsafe { libc::dlsym(handle, c"sconce_emulate".as_ptr()) };
+        let symbol = unsafe { libc::dlsym(handle, c"emulate_launch".as_ptr()) };
         assert!(!symbol.is_null(), "{library:?} has no entry point");
         // SAFETY: `emulate.cpp` declares it so.
         unsafe { std::mem::transmute::<*mut c_void, Run>(symbol) }

@@ -167,10 +167,7 @@ fn what_does_not_fit_is_refused() {
         Packed::from_bytes(2, k, encoding, &vec![0; bytes]).unwrap_err().to_string()
     };
     assert_eq!(refusal(33, Encoding::Q8Zero, 68), "a row of 33 values is not a multiple of 32");
-    assert_eq!(
-        refusal(128, Encoding::Q6K, 0),
-        "a row of 128 values is not a multiple of 256"
-    );
+    assert_eq!(refusal(128, Encoding::Q6K, 0), "a row of 128 values is not a multiple of 256");
     assert_eq!(refusal(32, Encoding::Q4One, 39), "row 0 has 39 bytes, 40 expected");
     assert!(Packed::from_f32(2, 3, &[0.0; 5]).is_err());
     let short = Packed::from_rows(2, 3, Encoding::F32, |r| &[0; 12][..12 - r]).unwrap_err();
