@@ -18,7 +18,8 @@ fn manifests(folder: &Path) {
     for (name, task, golden) in models {
         let files = folder.join(name);
         std::fs::create_dir(&files).unwrap();
-        let mut manifest = format!("name = \"{name}\"\ntask = \"{task}\"\nlicense = \"MIT\"\n");
+        let mut manifest =
+            format!("name = \"{name}\"\ntask = \"{task}\"\ndtype = \"f32\"\nlicense = \"MIT\"\n");
         for (file, path) in write_model(golden, "mean_tokens", &files) {
             let content = std::fs::read(&path).unwrap();
             let hash: String =
