@@ -177,6 +177,7 @@ fn every_setting_has_a_range_and_says_so() {
         ("models.cache_dir", &[""]),
         ("models.roots", &[]),
         ("models.offline", &["no"]),
+        ("device.deterministic", &["maybe"]),
         ("models.verify", &["never"]),
         ("log.format", &["xml"]),
         ("log.filter", &["=,=="]),

@@ -174,8 +174,8 @@ fn deployment(group: &Group, site: &Site<'_>, text: &mut String) {
          - name: server\n            env:\n            - {{name: SCONCE_GRACE_SECONDS, value: \
          \"{}\"}}\n            # {} of {}, one device.\n            - {{name: \
          SCONCE_DEVICE_HOURLY_USD, value: \"{hourly:.4}\"}}\n            resources:\n              \
-         requests:\n{}{}              limits:\n{}{}          volumes:\n          - name: cache\n            \
-         emptyDir: {{sizeLimit: {}}}\n",
+         requests:\n{}{}              limits:\n{}{}          volumes:\n          - name: cache\n   \
+         \x20        emptyDir: {{sizeLimit: {}}}\n",
         placement(group, site),
         pod.grace_seconds,
         pod.grace_seconds,
@@ -216,9 +216,9 @@ fn placement(group: &Group, site: &Site<'_>) -> String {
         site.devices.iter().filter(holds).map(|it| it.instance.name.as_str()).collect();
     format!(
         "{selector}          affinity:\n            nodeAffinity:\n              \
-         requiredDuringSchedulingIgnoredDuringExecution:\n                nodeSelectorTerms:\n                \
-         - matchExpressions:\n                  - key: node.kubernetes.io/instance-type\n                    \
-         operator: In\n                    values: [{}]\n",
+         requiredDuringSchedulingIgnoredDuringExecution:\n                nodeSelectorTerms:\n       \
+         \x20        - matchExpressions:\n                  - key: node.kubernetes.io/instance-type\n \
+         \x20                  operator: In\n                    values: [{}]\n",
         types.join(", ")
     )
 }

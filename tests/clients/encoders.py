@@ -43,7 +43,7 @@ def hugging_face(base: str) -> None:
     )
     assert abs(close[0] - vectors[0] @ vectors[1]) < 1e-5 and len(close) == 2, close
 
-    mood = client.text_classification("a small lamp", model=f"{base}/predict")
+    mood = client.text_classification("a small lamp", model=f"{base}/models/mood/predict")
     assert mood.label in {"calm", "glad", "sad"} and 0.33 < mood.score <= 1, mood
 
 

@@ -89,7 +89,7 @@ fn a_classifier_scores_as_transformers_does(server: &Server) {
     let labels = ["calm", "glad", "sad"];
     for case in golden["cases"].as_array().unwrap() {
         let body = json!({"inputs": [case["texts"]], "raw_scores": true, "truncate": true});
-        let answer = ask(server, "/predict", body);
+        let answer = ask(server, "/models/mood/predict", body);
         for prediction in answer[0].as_array().unwrap() {
             let label = labels.iter().position(|label| prediction["label"] == *label).unwrap();
             let theirs = case["scores"][label].as_f64().unwrap();
@@ -97,7 +97,7 @@ fn a_classifier_scores_as_transformers_does(server: &Server) {
         }
     }
     let long = json!({"inputs": "lamp ".repeat(60)});
-    let (status, answer) = post(&server.url("/predict"), &long);
+    let (status, answer) = post(&server.url("/models/mood/predict"), &long);
     assert_eq!((status, &answer["error_type"]), (413, &json!("Validation")), "{answer}");
 }
 

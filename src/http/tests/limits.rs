@@ -261,12 +261,13 @@ async fn hostile_bodies_are_told_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn more_prompts_than_can_ever_wait_are_too_many() {
+async fn more_prompts_than_can_ever_wait_are_refused() {
     let mut config = Config::default();
     config.limits.queue_requests = 3;
     let (app, _inbox) = App::new(config);
     let body = serde_json::json!({"model": "tiny", "prompt": ["a", "b", "c", "d"]});
     let reply = app.post("/v1/completions", body.to_string()).await;
-    assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (413, &"too_large".into()));
+    let code = &reply.json()["error"]["code"];
+    assert_eq!((reply.status.as_u16(), code), (400, &"invalid_request".into()));
     assert!(reply.body.contains("limits.queue_requests") && reply.body.contains("4 prompts"));
 }

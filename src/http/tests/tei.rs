@@ -122,7 +122,11 @@ async fn texts_are_ranked() {
 async fn texts_become_tokens_and_come_back() {
     let app = app();
     let body = json!({"inputs": "aé", "model": "org/vec"});
-    let token = |id: u32, text: &str, start: usize, stop: usize| json!({"id": id, "text": text, "special": false, "start": start, "stop": stop});
+    let token = |id: u32, text: &str, start: usize, stop: usize| {
+        json!({
+            "id": id, "text": text, "special": false, "start": start, "stop": stop
+        })
+    };
     let tokens = ask(&app, "/tokenize", body).await;
     assert_eq!(tokens[0][0], token(97, "a", 0, 1));
     assert_eq!(tokens[0].as_array().unwrap().len(), 3, "two bytes of one character");
