@@ -176,7 +176,7 @@ fn every_setting_has_a_range_and_says_so() {
         ("models.dir", &[""]),
         ("models.cache_dir", &[""]),
         ("models.roots", &[]),
-        ("models.offline", &["no"]),
+        ("models.offline", &["never"]),
         ("device.deterministic", &["maybe"]),
         ("models.verify", &["never"]),
         ("log.format", &["xml"]),

@@ -216,9 +216,10 @@ fn placement(group: &Group, site: &Site<'_>) -> String {
         site.devices.iter().filter(holds).map(|it| it.instance.name.as_str()).collect();
     format!(
         "{selector}          affinity:\n            nodeAffinity:\n              \
-         requiredDuringSchedulingIgnoredDuringExecution:\n                nodeSelectorTerms:\n       \
-         \x20        - matchExpressions:\n                  - key: node.kubernetes.io/instance-type\n \
-         \x20                  operator: In\n                    values: [{}]\n",
+         requiredDuringSchedulingIgnoredDuringExecution:\n             \
+         \x20  nodeSelectorTerms:\n                - matchExpressions:\n                  \
+         - key: node.kubernetes.io/instance-type\n                    operator: In\n            \
+         \x20       values: [{}]\n",
         types.join(", ")
     )
 }

@@ -39,7 +39,7 @@ impl Small {
             });
             std::array::from_fn(|i| {
                 let half = block[at + i % 16] >> (i / 16 * 4) & 15;
-                (half | (bits >> i & 1) as u8 * 16) as i8 - offset
+                (half | ((bits >> i & 1) as u8 * 16)) as i8 - offset
             })
         };
         let (minimum, values) = match encoding {

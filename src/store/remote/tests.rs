@@ -201,9 +201,11 @@ fn an_unusable_certificate_file_is_named() {
     let dir = tempfile::tempdir().expect("a folder");
     let file = dir.path().join("ca.pem");
     for content in [None, Some("no certificate")] {
-        content.map(|text| std::fs::write(&file, text).expect("written"));
+        if let Some(text) = content {
+            std::fs::write(&file, text).expect("written");
+        }
         let models = Models { ca_file: Some(file.clone()), ..Models::default() };
-        let told = reason(Client::new(&models).err().expect("refused"));
+        let told = reason(Client::new(&models).expect_err("refused"));
         assert!(told.contains("models.ca_file") && told.contains("ca.pem"), "{told}");
     }
 }
