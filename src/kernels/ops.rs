@@ -163,8 +163,8 @@ impl KvShape {
     }
 }
 
-/// `output[r] = table[token[r]] (+ positions[position[r]]) (+ types[type[r]])`, in this order; 4-bit
-/// values are `fma(q, scale, minimum)`, 8-bit ones `q × scale`.
+/// `output[r] = table[token[r]] (+ positions[position[r]]) (+ types[type[r]])`, in this order;
+/// 4-bit values are `fma(q, scale, minimum)`, 8-bit ones `q × scale`.
 #[derive(Debug, Clone)]
 pub struct Embed {
     /// One row a token, any format; rows are dequantised one by one.
@@ -203,8 +203,8 @@ pub struct Norm {
 /// Float weights: one chain of fused multiply-adds in ascending k for each output. Quantised
 /// weights: the integer sum `isum` of each group of 32 is exact; groups are added in ascending
 /// order as `acc = fma(group, scale_x, acc)`, where `group = fma(scale_w, isum, min × Σq)`, and
-/// `scale_w × isum` for formats without a minimum. In large blocks `scale_w` is `scale × factor` and
-/// `min` is `minimum × shift`; where each half of a group has its own,
+/// `scale_w × isum` for formats without a minimum. In large blocks `scale_w` is `scale × factor`
+/// and `min` is `minimum × shift`; where each half of a group has its own,
 /// `group = fma(scale, fma(factor₁, isum₁, factor₀ × isum₀), minimum × sum)` with
 /// `sum = fma(shift₁, Σq₁, shift₀ × Σq₀)`.
 #[derive(Debug, Clone)]

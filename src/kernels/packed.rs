@@ -19,6 +19,7 @@ mod blocks;
 mod float;
 pub(super) mod large;
 mod mixed;
+mod quants;
 
 use half::{bf16, f16};
 
@@ -254,34 +255,6 @@ impl Packed {
     pub(super) fn panel(&self, index: usize) -> &[u8] {
         let bytes = panel_bytes(self.format, self.k);
         &self.panels.as_bytes()[index * bytes..(index + 1) * bytes]
-    }
-
-    /// One group of a quantised row as it is stored: 4-bit values as they are, 8-bit ones 128 too
-    /// large. Returns its scale and its minimum, f16, little-endian; 8-bit groups have none.
-    ///
-    /// # Panics
-    /// If there is no such group, or the matrix is not quantised.
-    pub(super) fn quants(&self, n: usize, group: usize, out: &mut [u8; GROUP]) -> [[u8; 2]; 2] {
-        let (panel, lane) = (self.panel(n / PANEL), n % PANEL);
-        let half = |at: usize| [panel[at + lane * 2], panel[at + lane * 2 + 1]];
-        match self.format {
-            PackedFormat::Q4 => {
-                let start = group * Q4_GROUP_BYTES;
-                for (i, value) in out.iter_mut().enumerate() {
-                    let byte = panel[start + 64 + i / 8 * 64 + lane * 4 + i % 4];
-                    *value = if i % 8 < 4 { byte & 15 } else { byte >> 4 };
-                }
-                [half(start), half(start + 32)]
-            }
-            PackedFormat::Q8 => {
-                let (scales, start) = q8_places(group);
-                for (i, value) in out.iter_mut().enumerate() {
-                    *value = panel[start + i / 4 * 64 + lane * 4 + i % 4];
-                }
-                [half(scales), [0; 2]]
-            }
-            other => panic!("a matrix as {other:?} is not read by groups"),
-        }
     }
 
     /// Writes row `n` as f32 values into `out` (`k` of them): for 4-bit values

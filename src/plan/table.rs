@@ -244,7 +244,7 @@ fn list(title: &str, lines: &[String], text: &mut String) {
 fn assumptions(report: &Report, text: &mut String) {
     let it = &report.assumptions;
     let lines = [
-        "weights stay in the format of their files on a GPU; on a CPU as its kernels pack them".into(),
+        "weights stay as in their files on a GPU; on a CPU as its kernels pack them".into(),
         "KV is 16 bits a value; activations are 32 bits; a step has at most 512 rows, or one whole \
          input of an encoder"
             .into(),

@@ -1,8 +1,9 @@
 //! Lowers a program to kernel launches: uploads its weights, gives its buffers their places, and
 //! fills in every launch's arguments. Done once, at load.
 
+mod products;
+
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use super::arguments as args;
 use super::arguments::View;
@@ -13,10 +14,9 @@ use super::tables::Tiling;
 use crate::device::cuda::fault::GpuError;
 use crate::device::cuda::{Address, Gpu};
 use crate::kernels::ops::{
-    Activation, Convert, Embed, Epilogue, GatedSilu, Gather, HalfLinear, KvShape, Linear, Norm, Op,
-    PackedAttention, PagedAttention, Pool, PoolKind, Program, RopeStore, Rows, Vector,
+    Activation, Embed, GatedSilu, Gather, KvShape, Norm, Op, PackedAttention, PagedAttention, Pool,
+    PoolKind, Program, RopeStore, Rows, Vector,
 };
-use crate::kernels::packed::Packed;
 
 /// What all lanes of a device share.
 #[derive(Debug, Clone, Copy)]
@@ -254,60 +254,6 @@ impl Lowering<'_> {
         let arguments = args::CopyRows { step, input, output, width: width as u32, rows };
         let grid = Grid::Columns { blocks: (width as u32).div_ceil(ROW_THREADS), gathered };
         self.push(("copy_rows", ROW_THREADS, 0), grid, &arguments)
-    }
-
-    fn linear(&mut self, op: &Linear) -> Result<(), LowerError> {
-        let Linear { rows, input, weight, bias, epilogue, output } = op;
-        self.product(*rows, *input, (weight, bias.as_ref()), (*epilogue, (*output).into()))
-    }
-
-    fn half_linear(&mut self, op: &HalfLinear) -> Result<(), LowerError> {
-        let HalfLinear { rows, input, weight, bias, epilogue, output } = op;
-        let input = Activation::Half(*input);
-        self.product(*rows, input, (weight, bias.as_ref()), (*epilogue, *output))
-    }
-
-    fn convert(&mut self, op: &Convert) -> Result<(), LowerError> {
-        let (input, output) = (self.places.of(&op.input), self.places.of_activation(&op.output));
-        let (rows, gathered) = match op.rows {
-            Rows::All => (args::COPY_ALL, false),
-            Rows::Gathered => (args::COPY_GATHERED, true),
-        };
-        self.fresh.remove(&Places::name(&op.output));
-        self.copy(input.view, output.view, (op.input.width, rows), gathered)
-    }
-
-    fn product(
-        &mut self,
-        rows: Rows,
-        input: Activation,
-        (weight, bias): (&Arc<Packed>, Option<&Vector>),
-        (epilogue, output): (Epilogue, Activation),
-    ) -> Result<(), LowerError> {
-        let input = self.multiplied(&input, rows)?;
-        let view = self.places.of_activation(&output).view;
-        let arguments = args::Linear {
-            step: self.shared.step.0,
-            input: input.data,
-            bias: self.optional(bias)?,
-            weight: self.uploads.matrix(self.gpu, weight)?,
-            output: view,
-            stride: input.stride,
-            gathered: gathered(rows),
-            epilogue: match epilogue {
-                Epilogue::Store => 0,
-                Epilogue::Add => 1,
-                Epilogue::Gelu => 2,
-                Epilogue::Tanh => 3,
-                Epilogue::Relu => 4,
-            },
-            unused: 0,
-        };
-        self.fresh.remove(&Places::name(&output));
-        let names = names(MatrixFormat::of(weight.format), self.shared.deterministic);
-        let shape = (weight.n as u32, rows == Rows::Gathered);
-        self.calls.push(Call::product(self.gpu, names, shape, &arguments)?);
-        Ok(())
     }
 
     fn cache(&self, kv: KvShape, layer: usize) -> args::Cache {
