@@ -35,7 +35,7 @@ use report::Report;
 /// What the command was asked.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
-    /// Manifests by name, weight files, folders, shapes (.toml, config.json, shape:NAME[@DTYPE]);
+    /// Manifests by name, weight files, folders, shapes (.toml, config.json, shape:NAME@DTYPE);
     /// all manifests if none is given
     pub models: Vec<String>,
 
