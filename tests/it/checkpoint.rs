@@ -74,7 +74,8 @@ fn safetensors(weights: &[Weight], format: &str) -> Vec<u8> {
             "F16" => data.extend(values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes())),
             _ => data.extend(values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
         }
-        let entry = serde_json::json!({ "dtype": format, "shape": shape, "data_offsets": [start, data.len()] });
+        let offsets = [start, data.len()];
+        let entry = serde_json::json!({ "dtype": format, "shape": shape, "data_offsets": offsets });
         header.insert(name.clone(), entry);
     }
     let header = serde_json::to_vec(&header).unwrap();

@@ -1,5 +1,5 @@
-//! Encoders behind the real server: a real embedding model, and a cross-encoder and a classifier with
-//! made-up weights whose scores transformers knows.
+//! Encoders behind the real server: a real embedding model, and a cross-encoder and a classifier
+//! with made-up weights whose scores transformers knows.
 
 use std::path::Path;
 use std::process::Command;
