@@ -1,6 +1,6 @@
 //! Steps of the CPU kernels at the shapes of SmolLM2-135M (Q4_1, head Q8_0) and MiniLM-L6 (f32,
-//! bf16, int8), over made-up weights: all matrix products alone, and whole steps. Throughput is rows
-//! a second, on all threads that this process may use.
+//! bf16, int8), over made-up weights: all matrix products alone, and whole steps. Throughput is
+//! rows a second, on all threads that this process may use.
 
 use std::sync::Arc;
 use std::time::Duration;
