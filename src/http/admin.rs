@@ -9,10 +9,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::auth::forbid;
-use super::health::{self, is_ready};
+use super::health::{self, READY, is_ready};
+use super::openapi::{Listener, Operation};
 use super::{Id, error};
 use crate::admission::Front;
 use crate::admission::callers::Caller;
@@ -42,6 +44,34 @@ pub(super) fn router() -> Router<Arc<Front>> {
         .route("/drain", get(drain_state).post(drain))
 }
 
+pub(super) fn operations() -> Vec<Operation> {
+    let get = |path, summary| Operation::get(path, "admin", summary).on(Listener::Admin);
+    let ready = Operation::get("/readyz", "probes", READY).on(Listener::Admin).open();
+    let drain = Operation::post("/drain", "admin", "Begins a drain").on(Listener::Admin);
+    vec![
+        ready
+            .gives::<Readiness<'static>>()
+            .answers::<Readiness<'static>>(StatusCode::SERVICE_UNAVAILABLE, "No"),
+        get("/metrics", "Metrics for Prometheus").says(StatusCode::OK, "The metrics"),
+        get("/stats", "Load, for scalers").gives::<Stats<'static>>(),
+        get("/config", "Every setting and its source")
+            .gives::<BTreeMap<&'static str, Setting<'static>>>(),
+        get("/drain", "How far a drain is").gives::<DrainState>(),
+        drain
+            .query::<Seconds>("deadline", "Seconds until the process is gone; none: the grace")
+            .answers::<DrainState>(StatusCode::ACCEPTED, "It has begun"),
+    ]
+}
+
+/// What a deadline may be.
+#[derive(JsonSchema)]
+#[schemars(inline)]
+struct Seconds(
+    #[schemars(range(min = 0, max = 86_400))]
+    #[expect(dead_code, reason = "for its schema")]
+    f64,
+);
+
 async fn metrics(State(front): State<Arc<Front>>) -> Response {
     let text = front.telemetry.render();
     front.telemetry.scraped();
@@ -51,7 +81,7 @@ async fn metrics(State(front): State<Arc<Front>>) -> Response {
     response
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Readiness<'a> {
     phase: &'static str,
     ready: bool,
@@ -59,7 +89,7 @@ struct Readiness<'a> {
 }
 
 /// One setting, as it took effect.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Setting<'a> {
     value: &'a str,
     source: String,
@@ -74,7 +104,7 @@ async fn config(State(front): State<Arc<Front>>) -> Response {
     axum::Json(settings).into_response()
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ModelReadiness {
     state: &'static str,
     /// Of its files.
@@ -106,7 +136,7 @@ async fn ready(State(front): State<Arc<Front>>) -> Response {
 }
 
 /// The stable document that scalers read; fields are added, never renamed.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Stats<'a> {
     schema: u32,
     phase: &'static str,
@@ -116,13 +146,13 @@ struct Stats<'a> {
 }
 
 /// Zero while the process does not accept: scalers ask terminating pods too.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 struct Scaling {
     queue: u64,
     in_flight: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Queue {
     requests: u64,
     tokens: u64,
@@ -133,7 +163,7 @@ struct Queue {
     kv_usage_ratio: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ModelStats {
     task: &'static str,
     state: &'static str,
@@ -181,7 +211,7 @@ async fn stats(State(front): State<Arc<Front>>) -> Response {
     axum::Json(Stats { schema: 1, phase: phase.as_str(), scaling, queue, models }).into_response()
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct DrainState {
     phase: &'static str,
     in_flight: usize,

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 use tokio::time::{Instant, timeout_at};
 
+use super::object::Object;
 use crate::admission::Front;
 use crate::admission::callers::Caller;
 use crate::admission::ticket::Ticket;
@@ -35,7 +36,19 @@ pub(super) async fn json<T: DeserializeOwned + Send + 'static>(
 ) -> Result<T> {
     check_content_type(request.headers())?;
     let (_, bytes) = whole(front, ticket, request).await?;
-    front.parse(bytes, misshapen).await
+    parse(front, bytes).await
+}
+
+/// A `T` out of the bytes of an object.
+///
+/// # Errors
+/// `InvalidRequest` for what is not JSON of this shape.
+pub(super) async fn parse<T: DeserializeOwned + Send + 'static>(
+    front: &Front,
+    bytes: Vec<u8>,
+) -> Result<T> {
+    let Object(body) = front.parse(bytes, misshapen).await?;
+    Ok(body)
 }
 
 /// The body as it is, and the headers; also tells the ticket who calls and takes the caller's
@@ -60,7 +73,7 @@ pub(super) async fn whole(
 }
 
 /// The error for JSON of the wrong shape, and the field that it is about.
-pub(super) fn misshapen(place: &Path, error: &serde_json::Error) -> Error {
+fn misshapen(place: &Path, error: &serde_json::Error) -> Error {
     let shown: String = error.to_string().chars().take(SHOWN_MAX).collect();
     let message = format!("the body is not JSON of the right shape: {shown}");
     let error = Error::new(ErrorKind::InvalidRequest, message);

@@ -9,10 +9,12 @@ use axum::{Extension, Router};
 
 use super::answer::Prompt;
 use super::generate::{self, Running};
-use super::openai::{ChatMessage, Content, GenerateBody};
+use super::object::Object;
+use super::openai::{Answer, ChatChoice, ChatDelta, ChatMessage, Content, GenerateBody};
+use super::openapi::{ChatBody, Operation, SERVED};
 use super::params::Params;
 use super::sse::Shape;
-use super::{Id, body};
+use super::{Id, body, error};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +31,16 @@ const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new().route("/v1/chat/completions", post(create))
+}
+
+pub(super) fn operations() -> Vec<Operation> {
+    let chat = Operation::post("/v1/chat/completions", "openai", "Answers a conversation");
+    vec![
+        chat.takes::<ChatBody>()
+            .gives::<Answer<'static, ChatChoice<'static>>>()
+            .streams::<Answer<'static, ChatDelta<'static>>>()
+            .refuses(error::WORDING, &SERVED),
+    ]
 }
 
 async fn create(
@@ -54,7 +66,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
     generate::submit(front, ticket, entry, &params, &[Prompt { tokens, echo: None }])
 }
 
-fn messages(given: Vec<ChatMessage>) -> Result<Vec<Message>> {
+fn messages(given: Vec<Object<ChatMessage>>) -> Result<Vec<Message>> {
     if given.is_empty() {
         return Err(Error::invalid("messages", "'messages' has to have at least one message"));
     }
@@ -62,7 +74,7 @@ fn messages(given: Vec<ChatMessage>) -> Result<Vec<Message>> {
         let message = format!("{} messages, at most {MESSAGES_MAX}", given.len());
         return Err(Error::invalid("messages", message));
     }
-    given.into_iter().enumerate().map(|(index, message)| flatten(index, message)).collect()
+    given.into_iter().enumerate().map(|(index, Object(message))| flatten(index, message)).collect()
 }
 
 fn flatten(index: usize, message: ChatMessage) -> Result<Message> {

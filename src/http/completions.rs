@@ -9,10 +9,11 @@ use axum::{Extension, Router};
 
 use super::answer::Prompt;
 use super::generate::{self, Running};
-use super::openai::GenerateBody;
+use super::openai::{Answer, GenerateBody, TextChoice};
+use super::openapi::{Operation, SERVED, TextBody};
 use super::params::Params;
 use super::sse::Shape;
-use super::{Id, body};
+use super::{Id, body, error};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::error::{Error, Result};
@@ -24,6 +25,16 @@ const PROMPTS_MAX: usize = 128;
 
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new().route("/v1/completions", post(create))
+}
+
+pub(super) fn operations() -> Vec<Operation> {
+    let text = Operation::post("/v1/completions", "openai", "Goes on with a text, or several");
+    vec![
+        text.takes::<TextBody>()
+            .gives::<Answer<'static, TextChoice<'static>>>()
+            .streams::<Answer<'static, TextChoice<'static>>>()
+            .refuses(error::WORDING, &SERVED),
+    ]
 }
 
 async fn create(

@@ -8,12 +8,14 @@ use axum::routing::post;
 use axum::{Extension, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::encode::{self, Encoded, Finish, INPUTS_MAX};
 use super::generate::{json_response, model_name, refuse};
 use super::openai::EmbeddingsBody;
-use super::{Id, body};
+use super::openapi::{Operation, SERVED};
+use super::{Id, body, error};
 use crate::admission::ticket::Ticket;
 use crate::admission::{Entry, Front};
 use crate::error::{Error, Result};
@@ -28,29 +30,41 @@ pub(super) fn router() -> Router<Arc<Front>> {
     Router::new().route("/v1/embeddings", post(create))
 }
 
-#[derive(Serialize)]
+pub(super) fn operations() -> Vec<Operation> {
+    let embed = Operation::post("/v1/embeddings", "openai", "A vector for each text");
+    let embed = embed.takes::<EmbeddingsBody>().gives::<List<'static>>();
+    vec![embed.refuses(error::WORDING, &SERVED)]
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Embeddings")]
 struct List<'a> {
+    #[schemars(extend("const" = "list"))]
     object: &'static str,
     data: Vec<Item<'a>>,
     model: &'a str,
     usage: EmbedUsage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Embedding")]
 struct Item<'a> {
+    #[schemars(extend("const" = "embedding"))]
     object: &'static str,
     index: usize,
     embedding: Shown<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "EmbeddingValues")]
 enum Shown<'a> {
     Floats(&'a [f32]),
+    /// Of little-endian 32-bit floats.
     Base64(String),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EmbedUsage {
     prompt_tokens: u32,
     total_tokens: u32,

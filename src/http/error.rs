@@ -4,24 +4,47 @@ use axum::Extension;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Id;
+use super::openapi::{Wording, schema_of};
 use crate::error::{Error, ErrorKind, Fault};
 
 /// `{"error":{…}}` with all four keys; `code` is a string or null, or Rust clients break.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
 struct Envelope<'a> {
     error: Details<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ErrorDetails")]
 struct Details<'a> {
+    /// What is wrong: the measured value, the limit, and the setting that changes it.
     message: &'a str,
+    #[schemars(extend("enum" = ["invalid_request_error", "rate_limit_exceeded", "server_error"]))]
     r#type: &'static str,
+    /// The field that it is about.
     param: Option<&'a str>,
+    /// Stable; what programs go by.
     code: Option<&'static str>,
 }
+
+/// As [`Envelope`], with the message at the top too.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RerankError")]
+struct Both<'a> {
+    message: &'a str,
+    #[serde(flatten)]
+    envelope: Envelope<'a>,
+}
+
+/// What most routes answer errors with.
+pub(super) const WORDING: Wording = Wording { schema: schema_of::<Envelope<'static>>, status };
+
+/// What the versioned routes for reranking answer errors with.
+pub(super) const WORDING_BOTH: Wording = Wording { schema: schema_of::<Both<'static>>, status };
 
 /// The whole response for `error`, its message naming the request.
 pub(super) fn response(error: &Error, id: &str) -> Response {
@@ -45,29 +68,29 @@ pub(super) fn with_body(status: StatusCode, error: &Error, json: Vec<u8>) -> Res
 
 /// As [`response`], with the message at the top of the body too: where Cohere's clients look.
 pub(super) fn with_message(error: &Error, id: &str) -> Response {
-    #[derive(Serialize)]
-    struct Both<'a> {
-        message: &'a str,
-        #[serde(flatten)]
-        envelope: serde_json::Value,
-    }
-    let envelope = serde_json::from_slice(&body(error, id)).unwrap_or_default();
-    let both = Both { message: error.message(), envelope };
+    let message = naming(error, id);
+    let both = Both { message: error.message(), envelope: Envelope::new(error, &message) };
     let json = serde_json::to_vec(&both).expect("strings and nulls always serialise");
     with_body(status(error.kind()), error, json)
 }
 
 /// The OpenAI error body, also the payload of an error event in a stream.
 pub(super) fn body(error: &Error, id: &str) -> Vec<u8> {
-    let kind = error.kind();
-    let message = format!("{} (request id: {id})", error.message());
-    let inner = Details {
-        message: &message,
-        r#type: family(kind),
-        param: error.param(),
-        code: Some(kind.code()),
-    };
-    serde_json::to_vec(&Envelope { error: inner }).expect("strings and nulls always serialise")
+    let message = naming(error, id);
+    serde_json::to_vec(&Envelope::new(error, &message)).expect("strings and nulls always serialise")
+}
+
+/// What a person reads, with the request's id.
+fn naming(error: &Error, id: &str) -> String {
+    format!("{} (request id: {id})", error.message())
+}
+
+impl<'a> Envelope<'a> {
+    fn new(error: &'a Error, message: &'a str) -> Self {
+        let kind = error.kind();
+        let (param, code) = (error.param(), Some(kind.code()));
+        Self { error: Details { message, r#type: family(kind), param, code } }
+    }
 }
 
 /// The fallback for unknown paths.

@@ -8,14 +8,32 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 
+use super::openapi::{Listener, Operation};
 use crate::admission::Front;
 use crate::lifecycle::Phase;
+
+/// What the probes ask.
+const LIVE: &str = "Whether the process is worth keeping";
+pub(super) const READY: &str = "Whether the process wants requests";
 
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new()
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/health", get(ready))
+}
+
+pub(super) fn operations() -> Vec<Operation> {
+    let probe = |path, summary| {
+        let probe = Operation::get(path, "probes", summary).open();
+        probe.says(StatusCode::OK, "Yes").says(StatusCode::SERVICE_UNAVAILABLE, "No")
+    };
+    vec![
+        probe("/livez", LIVE),
+        probe("/livez", LIVE).on(Listener::Admin),
+        probe("/readyz", READY),
+        probe("/health", READY),
+    ]
 }
 
 /// Whether the process is worth keeping: until it has stopped, unless the engine has died.

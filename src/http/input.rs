@@ -1,9 +1,11 @@
 //! What completions and embeddings are asked about: text, texts, token ids, or lists of token
 //! ids. Parsed without a tree in between.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
@@ -119,6 +121,28 @@ enum Item {
     Token(TokenId),
     Tokens(Vec<TokenId>),
 }
+
+impl JsonSchema for Input {
+    fn schema_name() -> Cow<'static, str> {
+        "Input".into()
+    }
+
+    fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
+        let (id, text) = (schemas.subschema_for::<TokenId>(), schemas.subschema_for::<Text>());
+        let list = |items: &Schema| json_schema!({"type": "array", "minItems": 1, "items": items});
+        let ids = list(&id);
+        json_schema!({"anyOf": [text, list(&text), ids, list(&ids)]})
+    }
+}
+
+/// A text with something in it.
+#[derive(JsonSchema)]
+#[schemars(inline)]
+struct Text(
+    #[schemars(length(min = 1))]
+    #[expect(dead_code, reason = "for its schema")]
+    String,
+);
 
 impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

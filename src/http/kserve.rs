@@ -11,10 +11,12 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::encode::{self, Encoded, Finish, INPUTS_MAX};
 use super::generate::json_response;
+use super::openapi::{Operation, SERVED, Wording, schema_of};
 use super::{Id, error, health};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
@@ -40,35 +42,79 @@ pub(super) fn router() -> Router<Arc<Front>> {
         .route("/v2/models/{*path}", get(describe).post(infer))
 }
 
+pub(super) fn operations() -> Vec<Operation> {
+    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+    let get = |path, summary| Operation::get(path, "kserve", summary);
+    let model = |path, summary| {
+        let kinds = [ErrorKind::InvalidRequest, ErrorKind::ModelNotFound, ErrorKind::ModelLoading];
+        get(path, summary).refuses(WORDING, &kinds)
+    };
+    let about = |path| model(path, "What a model takes and gives").gives::<Metadata<'static>>();
+    let is_ready = |path| {
+        let ready = model(path, "Whether a model is ready").gives::<ModelReady<'static>>();
+        ready.answers::<ModelReady<'static>>(unavailable, "No")
+    };
+    let infer = |path| {
+        let infer = Operation::post(path, "kserve", "Vectors or scores of texts");
+        let infer = infer.takes::<tensor::Body>().gives::<Inference<'static>>();
+        infer.refuses(WORDING, &SERVED)
+    };
+    vec![
+        get("/v2", "What the server is").gives::<Server>(),
+        get("/v2/", "What the server is").gives::<Server>(),
+        get("/v2/health/live", "Whether the process is worth keeping")
+            .open()
+            .gives::<Live>()
+            .answers::<Live>(unavailable, "No"),
+        get("/v2/health/ready", "Whether every model is ready")
+            .open()
+            .gives::<Ready>()
+            .answers::<Ready>(unavailable, "No"),
+        about("/v2/models/{model}"),
+        about("/v2/models/{model}/versions/{version}"),
+        is_ready("/v2/models/{model}/ready"),
+        is_ready("/v2/models/{model}/versions/{version}/ready"),
+        infer("/v2/models/{model}/infer"),
+        infer("/v2/models/{model}/versions/{version}/infer"),
+    ]
+}
+
+/// How these errors are worded.
+const WORDING: Wording = Wording { schema: schema_of::<Refused<'static>>, status: error::status };
+
 /// What a probe asks, without a key.
 pub(super) fn probes() -> Router<Arc<Front>> {
     Router::new().route("/v2/health/live", get(live)).route("/v2/health/ready", get(ready))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ServerMetadata")]
 struct Server {
     name: &'static str,
     version: &'static str,
     extensions: [&'static str; 1],
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ServerLive")]
 struct Live {
     live: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ServerReady")]
 struct Ready {
     ready: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ModelReady<'a> {
     name: &'a str,
     ready: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelMetadata")]
 struct Metadata<'a> {
     name: &'a str,
     versions: [&'static str; 1],
@@ -78,14 +124,15 @@ struct Metadata<'a> {
 }
 
 /// A tensor's description; -1 is any number.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TensorMetadata")]
 struct Tensor {
     name: &'static str,
     datatype: &'static str,
     shape: Vec<i64>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Inference<'a> {
     model_name: &'a str,
     model_version: &'static str,
@@ -94,7 +141,8 @@ struct Inference<'a> {
     outputs: [Output<'a>; 1],
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OutputTensor")]
 struct Output<'a> {
     name: &'static str,
     datatype: &'static str,
@@ -102,7 +150,8 @@ struct Output<'a> {
     data: &'a [f32],
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "KServeError")]
 struct Refused<'a> {
     error: &'a str,
 }

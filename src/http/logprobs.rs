@@ -2,8 +2,10 @@
 //! numbers come from.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 
 use super::answer::ScoredToken;
@@ -11,20 +13,21 @@ use crate::request::TokenId;
 use crate::text::Tokenizer;
 
 /// `logprobs` of a chat choice, whole or chunk.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ChatLogprobs<'a> {
     content: Vec<ChatToken<'a>>,
     refusal: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ChatToken<'a> {
     #[serde(flatten)]
     chosen: Entry<'a>,
     top_logprobs: Vec<Entry<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TokenLogprob")]
 struct Entry<'a> {
     token: Cow<'a, str>,
     logprob: f32,
@@ -33,7 +36,7 @@ struct Entry<'a> {
 }
 
 /// `logprobs` of a completion's choice, whole or chunk: columns.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct TextLogprobs<'a> {
     tokens: Vec<Cow<'a, str>>,
     token_logprobs: Vec<f32>,
@@ -43,6 +46,16 @@ pub(super) struct TextLogprobs<'a> {
 
 /// A JSON object in this order.
 struct Ranked<'a>(Vec<(Cow<'a, str>, f32)>);
+
+impl JsonSchema for Ranked<'_> {
+    fn schema_name() -> Cow<'static, str> {
+        "RankedTokens".into()
+    }
+
+    fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
+        BTreeMap::<String, f32>::json_schema(schemas)
+    }
+}
 
 impl Serialize for Ranked<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

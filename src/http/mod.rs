@@ -18,7 +18,9 @@ mod input;
 mod kserve;
 mod logprobs;
 mod models;
+mod object;
 mod openai;
+mod openapi;
 mod params;
 mod sampling;
 mod rerank;
@@ -62,7 +64,8 @@ pub fn main_router(front: Arc<Front>) -> Router {
         .merge(rerank::router())
         .merge(tei::router())
         .merge(models::router())
-        .merge(kserve::router());
+        .merge(kserve::router())
+        .merge(openapi::router());
     let mut open = health::router().merge(kserve::probes());
     if front.config.admin.metrics_on_main {
         match front.config.auth.open_metrics {
@@ -86,6 +89,24 @@ pub fn admin_router(front: Arc<Front>) -> Router {
     let guarded = fall_back(guarded)
         .layer(middleware::from_fn_with_state(Arc::clone(&front), auth::operators));
     finish(guarded, open, front)
+}
+
+/// What both listeners can be asked, as the document says it.
+fn operations() -> Vec<openapi::Operation> {
+    let modules = [
+        chat::operations,
+        completions::operations,
+        embeddings::operations,
+        models::operations,
+        rerank::operations,
+        tei::operations,
+        kserve::operations,
+        openapi::operations,
+        health::operations,
+        admin::operations,
+    ];
+    let all = modules.into_iter().flat_map(|operations| operations());
+    all.map(openapi::Operation::layered).collect()
 }
 
 /// What answers where no route does.

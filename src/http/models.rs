@@ -6,30 +6,47 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::generate::json_response;
+use super::openapi::Operation;
 use super::{Id, error};
 use crate::admission::Front;
 use crate::catalog::Model;
+use crate::error::ErrorKind;
 
 pub(super) fn router() -> Router<Arc<Front>> {
     Router::new().route("/v1/models", get(list)).route("/v1/models/{*id}", get(one))
 }
 
-#[derive(Serialize)]
+pub(super) fn operations() -> Vec<Operation> {
+    let list = Operation::get("/v1/models", "openai", "Every model");
+    let one = Operation::get("/v1/models/{model}", "openai", "One model");
+    vec![
+        list.gives::<List<'static>>(),
+        one.gives::<Card<'static>>().refuses(error::WORDING, &[ErrorKind::ModelNotFound]),
+    ]
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Models")]
 struct List<'a> {
+    #[schemars(extend("const" = "list"))]
     object: &'static str,
     data: Vec<Card<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Model")]
 struct Card<'a> {
     id: &'a str,
+    #[schemars(extend("const" = "model"))]
     object: &'static str,
     created: u64,
     owned_by: &'a str,
-    /// Not in the API's own description, but what proxies and user interfaces look for.
+    // Not in the API's own description, but what proxies and user interfaces look for.
+    /// Its context in tokens.
     max_model_len: u32,
 }
 

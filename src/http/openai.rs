@@ -1,77 +1,126 @@
 //! The OpenAI wire types: bodies that come in, objects that go out. Shapes only; `params.rs`
 //! says what is served. Unknown fields are ignored: SDKs add some often.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::input::Input;
 use super::logprobs::{ChatLogprobs, TextLogprobs};
+use super::object::Object;
 use crate::request::Usage;
 
 /// The body of `/v1/chat/completions` and `/v1/completions`: `messages` belongs to the one,
 /// `prompt` to the other, all else to both.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct GenerateBody {
     pub(super) model: Option<String>,
-    pub(super) messages: Option<Vec<ChatMessage>>,
+    #[schemars(length(min = 1, max = 2048))]
+    pub(super) messages: Option<Vec<Object<ChatMessage>>>,
     pub(super) prompt: Option<Input>,
+    #[schemars(range(min = 1))]
     pub(super) max_tokens: Option<u32>,
+    /// Goes before `max_tokens`.
+    #[schemars(range(min = 1))]
     pub(super) max_completion_tokens: Option<u32>,
+    #[schemars(range(min = 0, max = 2))]
     pub(super) temperature: Option<f32>,
+    #[schemars(range(min = 0, max = 1))]
     pub(super) top_p: Option<f32>,
+    /// 0 and -1: all tokens.
+    #[schemars(range(min = -1, max = u32::MAX))]
     pub(super) top_k: Option<i64>,
+    #[schemars(range(min = 0, max = 1))]
     pub(super) min_p: Option<f32>,
     pub(super) seed: Option<i64>,
     pub(super) stop: Option<Stop>,
     pub(super) ignore_eos: Option<bool>,
     pub(super) stream: Option<bool>,
-    pub(super) stream_options: Option<StreamOptions>,
+    /// Only where `stream` is true.
+    pub(super) stream_options: Option<Object<StreamOptions>>,
+    /// At most `limits.max_choices`.
+    #[schemars(range(min = 1))]
     pub(super) n: Option<u32>,
+    /// Only as `n` says.
+    #[schemars(range(min = 1))]
     pub(super) best_of: Option<u32>,
     pub(super) echo: Option<bool>,
     /// A flag in chat, a number in completions.
     pub(super) logprobs: Option<Value>,
+    /// Only where `logprobs` is true.
+    #[schemars(range(min = 0, max = 20))]
     pub(super) top_logprobs: Option<u32>,
+    /// From token ids to what is added to their logits, -100 to 100.
+    #[schemars(with = "Option<BTreeMap<String, f32>>", length(max = 1024))]
     pub(super) logit_bias: Option<HashMap<String, Value>>,
+    #[schemars(range(min = -2, max = 2))]
     pub(super) frequency_penalty: Option<f32>,
+    #[schemars(range(min = -2, max = 2))]
     pub(super) presence_penalty: Option<f32>,
+    /// More than 0.
+    #[schemars(range(min = 0, max = 10))]
     pub(super) repetition_penalty: Option<f32>,
+    /// `enable_thinking` and `thinking`, true or false.
+    #[schemars(with = "Option<BTreeMap<String, bool>>")]
     pub(super) chat_template_kwargs: Option<HashMap<String, Value>>,
     // Understood and not served yet: refused where they would change the answer.
+    #[schemars(skip)]
     pub(super) suffix: Option<String>,
+    #[schemars(skip)]
     pub(super) prompt_logprobs: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) min_tokens: Option<u32>,
+    #[schemars(skip)]
     pub(super) stop_token_ids: Option<Vec<IgnoredAny>>,
+    #[schemars(skip)]
     pub(super) tools: Option<Vec<IgnoredAny>>,
+    #[schemars(skip)]
     pub(super) tool_choice: Option<Value>,
+    #[schemars(skip)]
     pub(super) functions: Option<Vec<IgnoredAny>>,
-    pub(super) response_format: Option<ResponseFormat>,
+    #[schemars(skip)]
+    pub(super) response_format: Option<Object<ResponseFormat>>,
+    #[schemars(skip)]
     pub(super) guided_json: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) guided_regex: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) guided_choice: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) guided_grammar: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) structured_outputs: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) chat_template: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) continue_final_message: Option<bool>,
+    #[schemars(skip)]
     pub(super) audio: Option<IgnoredAny>,
+    #[schemars(skip)]
     pub(super) modalities: Option<Vec<String>>,
+    #[schemars(skip)]
     pub(super) web_search_options: Option<IgnoredAny>,
 }
 
 /// One chat message as it comes in.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct ChatMessage {
+    #[schemars(extend("enum" = ["system", "developer", "user", "assistant", "tool"]))]
     pub(super) role: String,
     #[serde(default)]
+    #[schemars(required)]
     pub(super) content: Option<Content>,
     #[serde(default)]
+    #[schemars(length(max = 64))]
     pub(super) name: Option<String>,
     #[serde(default)]
+    #[schemars(skip)]
     pub(super) tool_calls: Option<Vec<IgnoredAny>>,
 }
 
@@ -83,23 +132,27 @@ pub(super) enum Content {
     NotText(String),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "TextPart")]
 struct Part {
+    #[schemars(extend("const" = "text"))]
     r#type: String,
     #[serde(default)]
+    #[schemars(required)]
     text: Option<String>,
 }
 
 /// One stop string or several.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Stop {
-    One(String),
-    Many(Vec<String>),
+    One(#[schemars(length(min = 1, max = 1024))] String),
+    Many(#[schemars(length(max = 4), inner(length(min = 1, max = 1024)))] Vec<String>),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct StreamOptions {
+    /// Whether a last chunk has the usage.
     #[serde(default)]
     pub(super) include_usage: Option<bool>,
 }
@@ -110,16 +163,32 @@ pub(super) struct ResponseFormat {
 }
 
 /// The body of `/v1/embeddings`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct EmbeddingsBody {
     #[serde(default)]
+    #[schemars(required)]
     pub(super) model: Option<String>,
     #[serde(default)]
+    #[schemars(required)]
     pub(super) input: Option<Input>,
     #[serde(default)]
+    #[schemars(extend("enum" = ["float", "base64", null]))]
     pub(super) encoding_format: Option<String>,
+    /// Fewer than the model has only where it was trained for that.
     #[serde(default)]
+    #[schemars(range(min = 1))]
     pub(super) dimensions: Option<u64>,
+}
+
+impl JsonSchema for Content {
+    fn schema_name() -> Cow<'static, str> {
+        "Content".into()
+    }
+
+    fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
+        let part = schemas.subschema_for::<Part>();
+        json_schema!({"anyOf": [{"type": "string"}, {"type": "array", "items": part}]})
+    }
 }
 
 impl<'de> Deserialize<'de> for Content {
@@ -148,7 +217,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
         let mut texts = Vec::new();
         let mut other = None;
-        while let Some(part) = parts.next_element::<Part>()? {
+        while let Some(Object(part)) = parts.next_element::<Object<Part>>()? {
             match (part.r#type.as_str(), part.text) {
                 ("text", Some(text)) => texts.push(text),
                 ("text", None) => return Err(de::Error::missing_field("text")),
@@ -160,7 +229,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
 }
 
 /// Tokens in and out, as every endpoint reports them.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub(super) struct GenerateUsage {
     prompt_tokens: u32,
     completion_tokens: u32,
@@ -169,12 +238,14 @@ pub(super) struct GenerateUsage {
     completion_tokens_details: CompletionDetails,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "PromptTokens")]
 struct PromptDetails {
     cached_tokens: u32,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "CompletionTokens")]
 struct CompletionDetails {
     reasoning_tokens: u32,
 }
@@ -192,9 +263,11 @@ impl From<Usage> for GenerateUsage {
 }
 
 /// A whole answer, or one chunk of it: `C` is the kind of choice.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Generated{C}")]
 pub(super) struct Answer<'a, C> {
     pub(super) id: &'a str,
+    #[schemars(extend("enum" = ["chat.completion", "chat.completion.chunk", "text_completion"]))]
     pub(super) object: &'static str,
     pub(super) created: u64,
     pub(super) model: &'a str,
@@ -205,31 +278,34 @@ pub(super) struct Answer<'a, C> {
 }
 
 /// A choice of a chat completion.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ChatChoice<'a> {
     pub(super) index: u32,
     pub(super) message: AnswerMessage<'a>,
     pub(super) logprobs: Option<ChatLogprobs<'a>>,
+    #[schemars(extend("enum" = ["stop", "length"]))]
     pub(super) finish_reason: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct AnswerMessage<'a> {
+    #[schemars(extend("const" = "assistant"))]
     pub(super) role: &'static str,
     pub(super) content: &'a str,
     pub(super) refusal: Option<()>,
 }
 
 /// A choice of a chat chunk.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ChatDelta<'a> {
     pub(super) index: u32,
     pub(super) delta: Delta<'a>,
     pub(super) logprobs: Option<ChatLogprobs<'a>>,
+    #[schemars(extend("enum" = ["stop", "length", null]))]
     pub(super) finish_reason: Option<&'static str>,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 pub(super) struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) role: Option<&'static str>,
@@ -238,11 +314,12 @@ pub(super) struct Delta<'a> {
 }
 
 /// A choice of a completion, whole or chunk.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct TextChoice<'a> {
     pub(super) text: &'a str,
     pub(super) index: u32,
     pub(super) logprobs: Option<TextLogprobs<'a>>,
+    #[schemars(extend("enum" = ["stop", "length", null]))]
     pub(super) finish_reason: Option<&'static str>,
 }
 

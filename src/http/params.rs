@@ -48,7 +48,8 @@ impl Params {
             let message = "stream_options needs stream to be true";
             return Err(Error::invalid("stream_options", message));
         }
-        let include_usage = body.stream_options.as_ref().and_then(|options| options.include_usage);
+        let include_usage =
+            body.stream_options.as_ref().and_then(|options| options.0.include_usage);
         Ok(Self {
             shape,
             sampling: sampling::sampling(body)?,
@@ -117,7 +118,7 @@ fn refuse_unserved(body: &GenerateBody, shape: Shape) -> Result<()> {
         ("tools", filled(&body.tools) && !choice_is("none")),
         ("tool_choice", choice.is_some() && !choice_is("none") && !choice_is("auto")),
         ("functions", filled(&body.functions)),
-        ("response_format", body.response_format.as_ref().is_some_and(|f| f.r#type != "text")),
+        ("response_format", body.response_format.as_ref().is_some_and(|f| f.0.r#type != "text")),
         ("guided_json", body.guided_json.is_some()),
         ("guided_regex", body.guided_regex.is_some()),
         ("guided_choice", body.guided_choice.is_some()),

@@ -9,10 +9,12 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::encode::{self, INPUTS_MAX};
 use super::generate::json_response;
+use super::openapi::{Operation, SERVED};
 use super::tei::{self, Call};
 use super::{Id, body, error};
 use crate::admission::Front;
@@ -37,25 +39,42 @@ pub(super) fn router() -> Router<Arc<Front>> {
         .route("/v2/rerank", at(Some("2")))
 }
 
+pub(super) fn operations() -> Vec<Operation> {
+    let at = |path| {
+        let rank = Operation::post(path, "rerank", "Documents by how well they answer a query");
+        let rank = rank.takes::<RerankBody>().gives::<Answer<'static>>();
+        rank.refuses(error::WORDING_BOTH, &SERVED)
+    };
+    // Each takes TEI's body too, and answers that in TEI's form.
+    ["/rerank", "/v1/rerank", "/v2/rerank"].map(at).map(tei::also_ranks).into()
+}
+
 /// The body of every API that reranks.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("anyOf" = [{"required": ["documents"]}, {"required": ["texts"]}]))]
 pub(super) struct RerankBody {
     pub(super) model: Option<String>,
+    #[schemars(required, length(min = 1))]
     pub(super) query: Option<String>,
+    #[schemars(length(min = 1, max = INPUTS_MAX))]
     pub(super) texts: Option<Vec<String>>,
     pub(super) raw_scores: bool,
     pub(super) return_text: bool,
     pub(super) truncate: Option<bool>,
+    #[schemars(extend("enum" = ["Left", "Right", "left", "right", null]))]
     pub(super) truncation_direction: Option<String>,
+    #[schemars(length(min = 1, max = INPUTS_MAX))]
     documents: Option<Vec<Document>>,
+    #[schemars(range(min = 1))]
     top_n: Option<usize>,
     return_documents: bool,
+    #[schemars(range(min = 1))]
     max_tokens_per_doc: Option<usize>,
 }
 
 /// A document as it comes in.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Document {
     Text(String),
@@ -79,7 +98,8 @@ pub(super) struct Ranked {
     pub(super) tokenised: Duration,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Ranking")]
 struct Answer<'a> {
     id: &'a str,
     model: &'a str,
@@ -88,7 +108,8 @@ struct Answer<'a> {
     usage: Tokens,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RankedDocument")]
 struct Placed<'a> {
     index: usize,
     relevance_score: f32,
@@ -96,34 +117,40 @@ struct Placed<'a> {
     document: Option<Shown<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ShownDocument")]
 struct Shown<'a> {
     text: &'a str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RankingMeta")]
 struct Meta {
     api_version: Version,
     billed_units: Units,
     tokens: InputTokens,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ApiVersion")]
 struct Version {
     version: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BilledUnits")]
 struct Units {
     search_units: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "InputTokens")]
 struct InputTokens {
     input_tokens: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RerankUsage")]
 struct Tokens {
     prompt_tokens: u32,
     total_tokens: u32,

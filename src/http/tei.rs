@@ -13,21 +13,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Path, Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
 
 use super::Id;
 use super::generate::json_response;
+use super::openapi::{Operation, SERVED};
 use super::rerank::RerankBody;
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::model::ModelTask;
 use crate::request::Usage;
-use refusal::Refusal;
+use refusal::{Refusal, WORDING};
+use wire::{DecodeBody, EmbedBody, PredictBody, Prediction, SimilarityBody, Token, TokenizeBody};
 
 /// The HTTP response for an error that came before any model was known.
 pub(super) fn response(error: &Error, id: &str) -> Response {
@@ -49,6 +51,35 @@ pub(super) fn router() -> Router<Arc<Front>> {
         router = router.route(path, at(*verb));
     }
     router
+}
+
+pub(super) fn operations() -> Vec<Operation> {
+    let info = |path| {
+        use ErrorKind::*;
+        let info = Operation::get(path, "tei", "What a model is").gives::<info::Info<'static>>();
+        info.refuses(WORDING, &[InvalidRequest, ModelNotFound, NotFound, ModelLoading])
+    };
+    let mut all = vec![info("/info"), info("/models/{model}/info")];
+    for (bare, named, verb) in [
+        ("/embed", "/models/{model}/embed", Verb::Embed),
+        ("/embed_all", "/models/{model}/embed_all", Verb::EmbedAll),
+        ("/similarity", "/models/{model}/similarity", Verb::Similarity),
+        ("/predict", "/models/{model}/predict", Verb::Predict),
+        ("/tokenize", "/models/{model}/tokenize", Verb::Tokenize),
+        ("/decode", "/models/{model}/decode", Verb::Decode),
+        ("/", "/models/{model}", Verb::Own),
+    ] {
+        let at = |path| verb.described(Operation::post(path, "tei", ""));
+        all.extend([bare, named].map(at));
+    }
+    let rerank = Operation::post("/models/{model}/rerank", "tei", "");
+    all.push(Verb::Rerank.described(rerank));
+    all
+}
+
+/// A ranking that also takes and gives what this API does.
+pub(super) fn also_ranks(operation: Operation) -> Operation {
+    operation.gives::<Vec<score::Rank<'static>>>().refuses(WORDING, &SERVED)
 }
 
 /// What is asked for.
@@ -73,6 +104,15 @@ const VERBS: [(&str, Verb); 7] = [
     ("/rerank", Verb::Rerank),
     ("/tokenize", Verb::Tokenize),
     ("/decode", Verb::Decode),
+];
+
+/// What answers tell of their cost.
+const COMPUTE_HEADERS: [&str; 5] = [
+    "x-compute-time",
+    "x-compute-characters",
+    "x-compute-tokens",
+    "x-total-time",
+    "x-tokenization-time",
 ];
 
 /// Every kind of encoder.
@@ -160,6 +200,46 @@ fn own(front: &Front, verb: Verb, name: Option<&str>) -> Result<Verb, Error> {
 }
 
 impl Verb {
+    /// What it takes and gives.
+    fn described(self, operation: Operation) -> Operation {
+        let operation = match self {
+            Verb::Embed => operation.about("A vector for each text").takes::<EmbedBody>(),
+            Verb::EmbedAll => operation.about("A vector for each token").takes::<EmbedBody>(),
+            Verb::Similarity => {
+                operation.about("How close sentences are").takes::<SimilarityBody>()
+            }
+            Verb::Predict => operation.about("A score for each label").takes::<PredictBody>(),
+            Verb::Rerank => operation.about("Texts by a query").takes::<RerankBody>(),
+            Verb::Tokenize => operation.about("Tokens of texts").takes::<TokenizeBody>(),
+            Verb::Decode => operation.about("Texts of tokens").takes::<DecodeBody>(),
+            Verb::Own => operation
+                .about("What the model is for: vectors, scores or a ranking")
+                .takes::<EmbedBody>()
+                .takes::<PredictBody>()
+                .takes::<RerankBody>(),
+        };
+        let operation = match self {
+            Verb::Embed => operation.gives::<Vec<Vec<f32>>>(),
+            Verb::EmbedAll => operation.gives::<Vec<Vec<Vec<f32>>>>(),
+            Verb::Similarity => operation.gives::<Vec<f32>>(),
+            Verb::Predict => operation
+                .gives::<Vec<Prediction<'static>>>()
+                .gives::<Vec<Vec<Prediction<'static>>>>(),
+            Verb::Rerank => operation.gives::<Vec<score::Rank<'static>>>(),
+            Verb::Tokenize => operation.gives::<Vec<Vec<Token<'static>>>>(),
+            Verb::Decode => operation.gives::<Vec<String>>(),
+            Verb::Own => operation
+                .gives::<Vec<Vec<f32>>>()
+                .gives::<Vec<Prediction<'static>>>()
+                .gives::<Vec<Vec<Prediction<'static>>>>()
+                .gives::<Vec<score::Rank<'static>>>(),
+        };
+        let operation = operation.tells(&COMPUTE_HEADERS).refuses(WORDING, &SERVED);
+        let (empty, wrong) = (StatusCode::BAD_REQUEST, StatusCode::FAILED_DEPENDENCY);
+        let kind = ErrorKind::InvalidRequest;
+        operation.refuses_with(empty, WORDING, kind).refuses_with(wrong, WORDING, kind)
+    }
+
     /// What its requests are counted as.
     fn task(self) -> ModelTask {
         match self {
@@ -200,15 +280,10 @@ impl Call {
         self.ticket.finish(usage);
         let mut response = json_response(json);
         let total = self.started.elapsed().as_millis() as u64;
-        let headers = response.headers_mut();
-        for (name, value) in [
-            ("x-compute-time", total),
-            ("x-compute-characters", characters as u64),
-            ("x-compute-tokens", u64::from(usage.prompt_tokens)),
-            ("x-total-time", total),
-            ("x-tokenization-time", tokenised.as_millis() as u64),
-        ] {
-            headers.insert(name, HeaderValue::from(value));
+        let tokens = u64::from(usage.prompt_tokens);
+        let told = [total, characters as u64, tokens, total, tokenised.as_millis() as u64];
+        for (name, value) in COMPUTE_HEADERS.into_iter().zip(told) {
+            response.headers_mut().insert(name, HeaderValue::from(value));
         }
         response
     }

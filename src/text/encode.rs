@@ -186,12 +186,21 @@ impl Tokenizer {
     /// Tokens of a byte-level vocabulary spell the text byte by byte.
     fn plain_pieces(&self, text: &str, wrap: bool) -> Result<Vec<Piece>> {
         let ids = self.encode(text, wrap)?;
-        let character = |byte: usize| text[..text.floor_char_boundary(byte)].chars().count();
+        // Characters are counted as the tokens go on: from the start each time would take hours
+        // for one long text.
+        let mut ends = text.char_indices().map(|(at, char)| at + char.len_utf8()).peekable();
+        let mut counted = 0;
+        let mut characters = |byte: usize| {
+            while ends.next_if(|end| *end <= byte).is_some() {
+                counted += 1;
+            }
+            counted
+        };
         let mut done = 0;
         let piece = |&id: &TokenId| {
             let bytes = self.token_bytes(id);
             let special = bytes.is_empty();
-            let place = (character(done), character(done + bytes.len()));
+            let place = (characters(done), characters(done + bytes.len()));
             done += bytes.len();
             Piece {
                 id,

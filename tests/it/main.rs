@@ -9,6 +9,7 @@ mod checkpoint;
 mod cli;
 mod clients;
 mod connections;
+mod contract;
 mod decoders;
 mod day;
 mod drain;

@@ -2,6 +2,7 @@
 
 use axum::extract::Request;
 use axum::http::HeaderMap;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -9,6 +10,7 @@ use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::error::{Error, Result};
 use crate::http::body;
+use crate::http::object::Object;
 
 /// Says how many bytes of the body are JSON; the rest is binary.
 const HEADER_LENGTH: &str = "inference-header-content-length";
@@ -24,36 +26,43 @@ pub(super) struct Question {
     pub(super) outputs: Vec<String>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Body {
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "InferenceRequest")]
+pub(super) struct Body {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
-    parameters: Parameters,
-    inputs: Vec<Input>,
+    parameters: Object<Parameters>,
+    inputs: Vec<Object<Input>>,
     #[serde(default)]
-    outputs: Vec<Named>,
+    outputs: Vec<Object<Named>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(rename = "InferenceParameters")]
 struct Parameters {
     truncate: bool,
+    /// Of an input whose texts follow the JSON, each with its length in four bytes before it.
     binary_data_size: Option<usize>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "InputTensor")]
 struct Input {
     name: String,
     shape: Vec<u64>,
+    #[schemars(extend("const" = "BYTES"))]
     datatype: String,
+    /// A text, or texts in lists.
     #[serde(default)]
     data: Option<Value>,
     #[serde(default)]
-    parameters: Parameters,
+    parameters: Object<Parameters>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "RequestedOutput")]
 struct Named {
     name: String,
 }
@@ -70,18 +79,18 @@ pub(super) async fn read(front: &Front, ticket: &mut Ticket, request: Request) -
     }
     let mut head = bytes;
     let tail = head.split_off(json.unwrap_or(head.len()));
-    let body: Body = front.parse(head, body::misshapen).await?;
+    let body: Body = body::parse(front, head).await?;
     let mut rest = &tail[..];
     let mut inputs = Vec::new();
-    for input in body.inputs {
+    for Object(input) in body.inputs {
         let texts = input.texts(&mut rest)?;
         inputs.push((input.name, texts));
     }
     if !rest.is_empty() {
         return Err(wrong(format!("{} bytes belong to no input", rest.len())));
     }
-    let outputs = body.outputs.into_iter().map(|output| output.name).collect();
-    Ok(Question { id: body.id, truncate: body.parameters.truncate, inputs, outputs })
+    let outputs = body.outputs.into_iter().map(|Object(output)| output.name).collect();
+    Ok(Question { id: body.id, truncate: body.parameters.0.truncate, inputs, outputs })
 }
 
 /// The texts of the input `name`.
@@ -115,7 +124,7 @@ impl Input {
             return Err(wrong(format!("input '{name}' has to be of datatype BYTES: text")));
         }
         let mut texts = Vec::new();
-        match (&self.data, self.parameters.binary_data_size) {
+        match (&self.data, self.parameters.0.binary_data_size) {
             (Some(data), None) => flatten(data, &mut texts, 0)?,
             (None, Some(size)) => {
                 let Some((own, after)) = rest.split_at_checked(size) else {

@@ -12,6 +12,7 @@ use crate::http::body;
 use crate::http::embeddings::PRINTED_PER_MICRO;
 use crate::http::encode::{self, Encoded, Finish, INPUTS_MAX};
 use crate::http::input::Input;
+use crate::http::object::Object;
 use crate::model::ModelTask;
 use crate::request::{Micros, Yield};
 
@@ -82,7 +83,8 @@ pub(super) async fn embed_all(call: &mut Call, request: Request) -> Result<Done,
 pub(super) async fn similarity(call: &mut Call, request: Request) -> Result<Done, Refusal> {
     let front = call.front.clone();
     let body: SimilarityBody = body::json(&front, &mut call.ticket, request).await?;
-    let compared = body.inputs.ok_or_else(|| Error::invalid("inputs", "`inputs` is required"))?;
+    let Object(compared) =
+        body.inputs.ok_or_else(|| Error::invalid("inputs", "`inputs` is required"))?;
     if compared.sentences.is_empty() {
         return Err(Refusal::empty("sentences"));
     }
@@ -93,7 +95,7 @@ pub(super) async fn similarity(call: &mut Call, request: Request) -> Result<Done
     let model = call.model(&front, body.model.as_ref(), &EMBED)?;
     let entry = front.enter_model(&mut call.ticket, model)?;
     let finish = Finish::new(model, model.encoder()?, Some(true), None)?;
-    let cut = body.parameters.unwrap_or_default().read(model.context())?;
+    let cut = body.parameters.unwrap_or_default().0.read(model.context())?;
     let started = Instant::now();
     let inputs = encode::tokens(&front, entry, input, cut, "inputs").await?;
     let tokenised = started.elapsed();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{ENCODERS, response};
@@ -17,8 +18,8 @@ use crate::http::encode::INPUTS_MAX;
 use crate::http::generate::json_response;
 use crate::model::{EncoderCard, ModelTask};
 
-#[derive(Serialize)]
-struct Info<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Info<'a> {
     model_id: &'a str,
     model_sha: Option<()>,
     model_dtype: &'static str,
@@ -36,15 +37,16 @@ struct Info<'a> {
     docker_label: Option<()>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "ModelKind")]
 enum Kind<'a> {
     Embedding { pooling: &'a str },
     Classifier(Labels<'a>),
     Reranker(Labels<'a>),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Labels<'a> {
     id2label: BTreeMap<usize, &'a str>,
     label2id: BTreeMap<&'a str, usize>,

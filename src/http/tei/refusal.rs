@@ -2,11 +2,13 @@
 
 use axum::http::StatusCode;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::catalog::Model;
 use crate::error::{Error, ErrorKind};
 use crate::http::error;
+use crate::http::openapi::{Wording, schema_of};
 use crate::model::ModelTask;
 
 /// A request that is not answered.
@@ -18,7 +20,8 @@ pub(in crate::http) struct Refusal {
 }
 
 /// The API's own words.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "TeiErrorType")]
 enum Kind {
     Unhealthy,
     Backend,
@@ -27,27 +30,37 @@ enum Kind {
     Empty,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TeiError")]
 struct Body<'a> {
     error: &'a str,
     error_type: Kind,
 }
 
+/// How these errors are worded.
+pub(in crate::http) const WORDING: Wording =
+    Wording { schema: schema_of::<Body<'static>>, status: |kind| known(kind).0 };
+
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        use ErrorKind::*;
-        let (status, kind) = match error.kind() {
-            InvalidRequest | Unsupported => (StatusCode::UNPROCESSABLE_ENTITY, Kind::Validation),
-            ContextLengthExceeded | TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Kind::Validation),
-            QueueFull | RateLimited => (StatusCode::TOO_MANY_REQUESTS, Kind::Overloaded),
-            Draining | ModelLoading | DeviceFailed | Cut => {
-                (StatusCode::SERVICE_UNAVAILABLE, Kind::Unhealthy)
-            }
-            StepFailed | Internal => (StatusCode::FAILED_DEPENDENCY, Kind::Backend),
-            DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, Kind::Overloaded),
-            kind => (error::status(kind), Kind::Validation),
-        };
+        let (status, kind) = known(error.kind());
         Self { error, status, kind }
+    }
+}
+
+/// The status and the API's own word for a case.
+fn known(kind: ErrorKind) -> (StatusCode, Kind) {
+    use ErrorKind::*;
+    match kind {
+        InvalidRequest | Unsupported => (StatusCode::UNPROCESSABLE_ENTITY, Kind::Validation),
+        ContextLengthExceeded | TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Kind::Validation),
+        QueueFull | RateLimited => (StatusCode::TOO_MANY_REQUESTS, Kind::Overloaded),
+        Draining | ModelLoading | DeviceFailed | Cut => {
+            (StatusCode::SERVICE_UNAVAILABLE, Kind::Unhealthy)
+        }
+        StepFailed | Internal => (StatusCode::FAILED_DEPENDENCY, Kind::Backend),
+        DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, Kind::Overloaded),
+        kind => (error::status(kind), Kind::Validation),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use axum::extract::Request;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::refusal::Refusal;
@@ -20,8 +21,8 @@ const PREDICT: [ModelTask; 2] = [ModelTask::Classify, ModelTask::Rerank];
 const RERANK: [ModelTask; 1] = [ModelTask::Rerank];
 
 /// One text of a ranking, the best first.
-#[derive(Serialize)]
-struct Rank<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Rank<'a> {
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,

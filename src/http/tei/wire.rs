@@ -1,54 +1,64 @@
 //! The bodies of this API. Unknown fields are ignored.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::refusal::Refusal;
 use crate::error::Error;
 use crate::http::input::Input;
+use crate::http::object::Object;
 use crate::request::TokenId;
 use crate::text::{Cut, Passage, Piece, Side};
 
 /// `/embed` and `/embed_all`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct EmbedBody {
     pub(super) model: Option<String>,
+    #[schemars(required)]
     pub(super) inputs: Option<Input>,
     #[serde(flatten)]
     pub(super) cut: CutFields,
     pub(super) normalize: Option<bool>,
+    #[schemars(range(min = 1))]
     pub(super) dimensions: Option<u64>,
 }
 
 /// How inputs are prepared.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct CutFields {
     truncate: Option<bool>,
+    #[schemars(extend("enum" = ["Left", "Right", "left", "right", null]))]
     truncation_direction: Option<String>,
+    #[schemars(skip)]
     prompt_name: Option<String>,
 }
 
 /// `/similarity`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct SimilarityBody {
     pub(super) model: Option<String>,
-    pub(super) inputs: Option<Comparison>,
-    pub(super) parameters: Option<CutFields>,
+    #[schemars(required)]
+    pub(super) inputs: Option<Object<Comparison>>,
+    pub(super) parameters: Option<Object<CutFields>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Comparison {
+    #[schemars(length(min = 1))]
     pub(super) source_sentence: String,
+    #[schemars(length(min = 1), inner(length(min = 1)))]
     pub(super) sentences: Vec<String>,
 }
 
 /// `/predict`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(super) struct PredictBody {
     pub(super) model: Option<String>,
+    #[schemars(required)]
     pub(super) inputs: Option<Predicted>,
     pub(super) raw_scores: bool,
     #[serde(flatten)]
@@ -56,16 +66,16 @@ pub(super) struct PredictBody {
 }
 
 /// One text or pair, or a list of these; a flat list of two texts is a pair.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Predicted {
-    Text(String),
-    Pair(Vec<String>),
-    Many(Vec<Vec<String>>),
+    Text(#[schemars(length(min = 1))] String),
+    Pair(#[schemars(length(min = 1, max = 2), inner(length(min = 1)))] Vec<String>),
+    Many(#[schemars(length(min = 1))] Vec<Vec<String>>),
 }
 
 /// `/tokenize`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct TokenizeBody {
     #[serde(default)]
     pub(super) model: Option<String>,
@@ -74,15 +84,15 @@ pub(super) struct TokenizeBody {
     pub(super) add_special_tokens: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum OneOrMany {
     One(String),
-    Many(Vec<String>),
+    Many(#[schemars(length(min = 1))] Vec<String>),
 }
 
 /// `/decode`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct DecodeBody {
     #[serde(default)]
     pub(super) model: Option<String>,
@@ -91,20 +101,20 @@ pub(super) struct DecodeBody {
     pub(super) skip_special_tokens: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Ids {
-    One(Vec<TokenId>),
-    Many(Vec<Vec<TokenId>>),
+    One(#[schemars(length(min = 1))] Vec<TokenId>),
+    Many(#[schemars(length(min = 1), inner(length(min = 1)))] Vec<Vec<TokenId>>),
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct Prediction<'a> {
     pub(super) score: f32,
     pub(super) label: &'a str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct Token<'a> {
     pub(super) id: TokenId,
     pub(super) text: &'a str,

@@ -1,17 +1,21 @@
 //! Who is let in, and by which tricks nobody is.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::net::Ipv4Addr;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, Request};
 use serde_json::json;
+use tokio::net::TcpSocket;
 
-use super::edge::{LIMITS, Site, read_to_end, write};
+use super::edge::{LIMITS, LOOPBACK, Site, read_to_end, write};
+use super::openapi::documented;
 use super::{App, Reply, drive, post};
 use crate::admission::testing::{done, metric, say};
 use crate::config::Config;
+use crate::http::admin_router;
 use crate::http::connection::Peer;
+use crate::http::listener::{Limits, Server};
 use crate::request::{Finish, Submission, TenantId};
 
 const KEY: &str = "an-ordinary-key-for-tests";
@@ -20,6 +24,7 @@ const GATEWAY: &str = "a-gateway-key-for-the-tests";
 
 /// What answers without a key.
 const OPEN: [&str; 5] = ["/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"];
+const OPEN_TO_ADMIN: [&str; 2] = ["/livez", "/readyz"];
 
 /// A configuration with three keys; the folder holds the file.
 pub(super) fn guarded(extra: &str) -> (Config, tempfile::TempDir) {
@@ -55,22 +60,10 @@ fn get(path: &str) -> Request<Body> {
 
 const REMOTE: &str = "10.0.0.7:999";
 
-/// Every path in the source of this front, with something in the place of names.
+/// A model's name where a path has one, and its version.
 fn routes() -> BTreeSet<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http");
-    let mut routes = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        for rest in text.split(".route(").skip(1) {
-            let Some(rest) = rest.trim_start().strip_prefix('"') else { continue };
-            let route = rest.split('"').next().unwrap();
-            let named = |part: &str| if part.starts_with('{') { "tiny" } else { part }.to_owned();
-            routes.insert(route.split('/').map(named).collect::<Vec<_>>().join("/"));
-        }
-    }
-    assert!(routes.len() >= 14 && routes.contains("/v1/models/tiny"), "{routes:?}");
-    routes
+    let named = |path: &String| path.replace("{model}", "tiny").replace("{version}", "1");
+    documented().keys().map(named).collect()
 }
 
 fn tricks(path: &str) -> Vec<String> {
@@ -106,38 +99,46 @@ fn tricks(path: &str) -> Vec<String> {
     tricks
 }
 
-/// Paths that mean one of the open ones however they are written.
-fn is_open(path: &str) -> bool {
+/// Whether a path means one of the open ones, however it is written.
+fn is_open(path: &str, open: &[&str]) -> bool {
     let path = path.split('?').next().unwrap();
-    OPEN.contains(&path.strip_prefix("http://localhost").unwrap_or(path))
+    open.contains(&path.strip_prefix("http://localhost").unwrap_or(path))
 }
+
+const HOSTS: [&str; 6] = ["localhost", "localhost/v1/models?", "x/livez?", "/livez", "livez#", ""];
+const KEYS: [&str; 6] = ["", "Bearer", "Bearer ", "Bearer wrong", "Basic eDp5", ADMIN];
 
 #[tokio::test]
 async fn nothing_answers_without_a_key() {
     let (mut config, _folder) = guarded("");
     config.admin.metrics_on_main = true;
     let (app, _inbox) = App::new(config);
-    let hosts = ["localhost", "localhost/v1/models?", "x/livez?", "/livez", "livez#", ""];
+    let hosts = HOSTS.map(|host| (host, ""));
+    let tries = hosts.into_iter().chain(KEYS.map(|key| ("localhost", key)));
+    let tries: Vec<_> = tries.collect();
     let mut asked = 0;
-    for path in routes().iter().flat_map(|route| tricks(route)).filter(|path| !is_open(path)) {
+    for path in routes().iter().flat_map(|route| tricks(route)) {
         for method in [Method::GET, Method::POST, Method::HEAD, Method::OPTIONS, Method::PUT] {
-            for host in hosts {
-                for key in ["", "Bearer", "Bearer ", "Bearer wrong", "Basic eDp5", ADMIN] {
+            for (host, key) in &tries {
+                let request = || {
                     let request = Request::builder().method(&method).uri(&path);
-                    let request = request.header("host", host).header("authorization", key);
-                    let Ok(request) = request.body(Body::from("{}")) else { continue };
-                    let on_main = app.send(request).await.status.as_u16();
+                    let request = request.header("host", *host).header("authorization", *key);
+                    request.body(Body::from("{}"))
+                };
+                let (Ok(to_main), Ok(to_admin)) = (request(), request()) else { continue };
+                if !is_open(&path, &OPEN) {
+                    let on_main = app.send(to_main).await.status.as_u16();
                     assert!([401, 404, 405].contains(&on_main), "{method} {path}: {on_main}");
-                    asked += 1;
                 }
+                if !is_open(&path, &OPEN_TO_ADMIN) {
+                    let on_admin = app.admin(from(to_admin, REMOTE)).await.status.as_u16();
+                    assert!([401, 404, 405].contains(&on_admin), "{method} {path}: {on_admin}");
+                }
+                asked += 1;
             }
-            let request = Request::builder().method(&method).uri(&path);
-            let Ok(request) = request.body(Body::empty()) else { continue };
-            let on_admin = app.admin(from(request, REMOTE)).await.status.as_u16();
-            assert!([401, 404, 405].contains(&on_admin), "{method} {path}: {on_admin}");
         }
     }
-    assert!(asked > 10_000, "{asked}");
+    assert!(asked > 40_000, "{asked}");
     let refused = app.get("/v1/models").await;
     assert_eq!(refused.header("www-authenticate"), "Bearer");
     let error = &refused.json()["error"];
@@ -154,23 +155,40 @@ async fn nothing_answers_without_a_key() {
     }
 }
 
-/// The same over a socket, where a request line need not be a sound URI.
+/// The same over sockets, where a request line need not be a sound URI.
 #[tokio::test]
 async fn nothing_answers_on_the_wire() {
     let (config, _folder) = guarded("");
-    let site =
-        Site::configured(crate::http::listener::Limits { max_connections: 64, ..LIMITS }, config);
-    let lines = ["/v1/models", "//v1/models", "/v1/models?", "/V1/models", "/v1/%6dodels", "*"];
-    let lines = lines.into_iter().chain(["/livez/../v1/models", "http://livez/v1/models", "livez"]);
-    for line in lines {
+    let limits = Limits { max_connections: 64, ..LIMITS };
+    let site = Site::configured(limits, config);
+    let admin = Server::bind(&[LOOPBACK], 0, Limits::admin(&site.front.config.server)).unwrap();
+    let admin_port = admin.port();
+    tokio::spawn(admin.serve(admin_router(site.front.clone()), site.front.lifecycle.watch()));
+    let whole = ["*", "livez", "http://livez/v1/models", "/v1/models?", "/v1/%6dodels"];
+    let whole = whole.into_iter().map(str::to_owned);
+    let of = |path: &String| {
+        [path.clone(), format!("/{path}"), format!("/livez/..{path}"), format!("/%2e{path}")]
+    };
+    for line in whole.chain(routes().iter().flat_map(of)) {
         for host in ["localhost", "localhost/v1/models?", "localhost/livez?", "/livez", "a b"] {
-            let mut client = site.connect().await;
-            let close = "connection: close";
-            write(&mut client, &format!("GET {line} HTTP/1.1\r\nhost: {host}\r\n{close}\r\n\r\n"))
-                .await;
-            let answer = read_to_end(&mut client).await;
-            let status = answer.split(' ').nth(1).unwrap_or("400");
-            assert!(["400", "401", "404", "405"].contains(&status), "{line} {host}: {answer}");
+            let request =
+                format!("GET {line} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+            // A sidecar's address: on the admin side it is nobody's own.
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.6:0".parse().unwrap()).unwrap();
+            let stranger = socket.connect((Ipv4Addr::LOCALHOST, admin_port).into()).await.unwrap();
+            for (mut client, open) in
+                [(site.connect().await, &OPEN[..]), (stranger, &OPEN_TO_ADMIN[..])]
+            {
+                if is_open(&line, open) {
+                    continue;
+                }
+                write(&mut client, &request).await;
+                let answer = read_to_end(&mut client).await;
+                let status = answer.split(' ').nth(1).unwrap_or("400");
+                let refused = ["400", "401", "404", "405"].contains(&status);
+                assert!(refused, "{line} {host}: {answer}");
+            }
         }
     }
 }

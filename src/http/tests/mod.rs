@@ -9,7 +9,9 @@ mod embeddings;
 mod encoders;
 mod errors;
 mod generate;
+mod hostile;
 mod kserve;
+mod openapi;
 mod rerank;
 mod tei;
 

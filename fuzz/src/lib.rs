@@ -1,0 +1,20 @@
+//! What fuzz targets share: a front over a made-up engine, and uses of what was parsed.
+
+pub mod front;
+pub mod requests;
+
+use sconce::text::Tokenizer;
+
+/// Does with a tokenizer what requests do.
+pub fn use_tokenizer(tokenizer: &Tokenizer) {
+    for text in ["", "a small lamp", "\u{e9}\u{1f600} <|im_end|></s>\n\n  x", "\u{2581}\0"] {
+        if let Ok(ids) = tokenizer.encode(text, true) {
+            let size = tokenizer.vocab_size();
+            assert!(ids.iter().all(|&id| (id as usize) < size), "an id past the vocabulary");
+            let _ = tokenizer.decode(&ids);
+            let _ = tokenizer.decode_for_people(&ids, true);
+        }
+        let _ = tokenizer.pieces(text, true);
+    }
+    let _ = tokenizer.decode(&[0, u32::MAX]);
+}
