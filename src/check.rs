@@ -6,8 +6,9 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Cost, keys, price};
 use crate::models::{self, Survey};
+use crate::store::fetch::places;
 use crate::table::Table;
 
 /// All that was found.
@@ -50,11 +51,11 @@ impl Report {
             problems: Vec::new(),
             models,
         };
-        if config.cost.device_hourly_usd.is_none() {
-            let text = "no price, no cost metrics: cost.device_hourly_usd sets one";
-            report.warnings.push(text.into());
+        if !config.cost.has_price() {
+            report.warnings.push(format!("no price, no cost metrics: {}", Cost::ADVICE));
         }
         report.judge(config);
+        report.judge_files(config);
         report
     }
 
@@ -64,7 +65,10 @@ impl Report {
             if let Some(problem) = &model.problem {
                 self.problems.push(format!("{name}: {problem}"));
             } else if !missing.is_empty() && config.models.offline {
-                let text = format!("{name}: {missing} not here, and models.offline is set");
+                let looked = looked(config, model);
+                let text = format!(
+                    "{name}: {missing} not here, and models.offline is set; looked at {looked}"
+                );
                 self.problems.push(text);
             } else if !missing.is_empty() {
                 let text = format!("{name}: {missing} will be fetched at the first start");
@@ -78,6 +82,16 @@ impl Report {
                  raise it, or serve fewer models"
             );
             self.problems.push(text);
+        }
+    }
+
+    /// What else must be there before the server can listen.
+    fn judge_files(&mut self, config: &Config) {
+        if let Some(Err(error)) = config.auth.keys_file.as_deref().map(keys::load) {
+            self.problems.push(error.to_string());
+        }
+        if let Some(Err(error)) = config.cost.price_file.as_deref().map(price::load) {
+            self.warnings.push(format!("{error}: no price comes from it"));
         }
     }
 
@@ -106,4 +120,14 @@ impl Report {
         let verdict = if self.is_good() { "can serve" } else { "cannot serve" };
         writeln!(out, "{verdict}, configuration {}", self.config_hash)
     }
+}
+
+/// Every place in which a model's missing files could have been.
+fn looked(config: &Config, model: &Survey) -> String {
+    let manifest = config.manifests.iter().find(|manifest| manifest.name == model.name);
+    let places = manifest.map(|manifest| places(manifest, &config.models)).unwrap_or_default();
+    let missing = places.iter().filter(|(file, _)| model.missing.contains(file));
+    let paths: Vec<String> =
+        missing.flat_map(|(_, paths)| paths).map(|path| path.display().to_string()).collect();
+    paths.join(", ")
 }

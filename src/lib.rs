@@ -33,4 +33,5 @@ pub mod models;
 pub mod check;
 pub mod pull;
 pub mod plan;
+pub mod banner;
 pub mod serve;

@@ -12,7 +12,9 @@ use sconce::config::{Config, Log};
 use sconce::engine::start::StartError;
 use sconce::store::progress::Progress;
 use sconce::{check, models, plan, pull, serve};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 /// Many models, one device, one queue: an inference server for GPUs that are shared and may vanish.
 #[derive(Debug, Parser)]
@@ -101,7 +103,10 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error.to_string(), error.exit_code()),
     };
-    start_logging(&config.log);
+    let _spans = match start_logging(&config.log) {
+        Ok(spans) => spans,
+        Err(error) => return fail(&format!("traces cannot be sent: {error}"), CONFIG),
+    };
     for note in &config.notes {
         if note.warning {
             tracing::warn!("{}", note.text);
@@ -110,11 +115,8 @@ fn main() -> ExitCode {
         }
     }
     match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => {
-            greet(&config);
-            serve::run(config)
-                .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error)))
-        }
+        Command::Serve => serve::run(config)
+            .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error))),
         Command::Pull { models, to } => pull_models(&config, &pull::Wish { names: models, to }),
         Command::Models { output } => {
             let found = models::survey(&config);
@@ -167,24 +169,6 @@ fn manual() -> ExitCode {
     }
 }
 
-/// A few lines for a person who just started the server; none where logs are for machines, or
-/// where the system chooses the ports.
-fn greet(config: &Config) {
-    let (port, admin) = (config.server.port, config.admin.port);
-    if config.log.is_json() || port == 0 || admin == 0 {
-        return;
-    }
-    let names: Vec<&str> = config.manifests.iter().map(|one| one.name.as_str()).collect();
-    let version = env!("CARGO_PKG_VERSION");
-    let lines = [
-        format!("sconce {version}: {}", names.join(", ")),
-        format!("  api      http://localhost:{port}/v1"),
-        format!("  metrics  http://localhost:{admin}/metrics"),
-        format!("  try      curl http://localhost:{port}/v1/models"),
-    ];
-    let _ = writeln!(std::io::stderr(), "{}\n", lines.join("\n"));
-}
-
 fn pull_models(config: &Config, wish: &pull::Wish) -> ExitCode {
     let progress = Progress::choose(config.log.is_json());
     let failures = match pull::run(config, wish, &progress, &mut std::io::stdout().lock()) {
@@ -196,15 +180,41 @@ fn pull_models(config: &Config, wish: &pull::Wish) -> ExitCode {
     codes.into_iter().next().unwrap_or(ExitCode::FAILURE)
 }
 
-/// To standard error, so that standard output is only ever a command's result.
-fn start_logging(log: &Log) {
+/// To standard error, so that standard output is only ever a command's result. What it returns
+/// sends the last spans when it is dropped.
+///
+/// # Errors
+/// A collector of spans that cannot be used.
+fn start_logging(log: &Log) -> Result<impl Sized, String> {
     let filter = EnvFilter::new(log.filter.as_deref().unwrap_or("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if log.is_json() {
-        logs.json().flatten_event(true).init();
+    let logs = fmt::layer().with_writer(std::io::stderr);
+    let logs = if log.is_json() {
+        logs.json().flatten_event(true).with_filter(without_spans(filter)).boxed()
     } else {
-        logs.with_target(false).init();
+        logs.with_target(false).with_filter(without_spans(filter)).boxed()
+    };
+    let registry = tracing_subscriber::registry().with(logs);
+    #[cfg(feature = "otlp")]
+    {
+        let (spans, exporter) = sconce::telemetry::otlp::start()?.unzip();
+        registry.with(spans).init();
+        Ok(exporter)
     }
+    #[cfg(not(feature = "otlp"))]
+    {
+        registry.init();
+        Ok(())
+    }
+}
+
+/// Spans are for a collector; a log has a line for each request anyway.
+fn without_spans(filter: EnvFilter) -> EnvFilter {
+    #[cfg(feature = "otlp")]
+    let filter = {
+        let off = format!("{}=off", sconce::telemetry::otlp::TARGET);
+        filter.add_directive(off.parse().expect("a directive"))
+    };
+    filter
 }
 
 fn fail(message: &str, code: u8) -> ExitCode {

@@ -2,7 +2,7 @@
 //! Knows no HTTP, no device and no clock; times are given in by the caller.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::error::Error;
 
@@ -309,7 +309,13 @@ pub struct Meter {
     begun: AtomicBool,
     cached_tokens: AtomicU32,
     generated_tokens: AtomicU32,
+    /// Microseconds from arrival to the first rows on the device, and to the first token; `NEVER`
+    /// until then.
+    waited: AtomicU64,
+    spoke: AtomicU64,
 }
+
+const NEVER: u64 = u64::MAX;
 
 impl Meter {
     /// For `task`. Choices of one prompt share it: it counts with the first.
@@ -320,6 +326,8 @@ impl Meter {
             begun: AtomicBool::new(false),
             cached_tokens: AtomicU32::new(0),
             generated_tokens: AtomicU32::new(0),
+            waited: AtomicU64::new(NEVER),
+            spoke: AtomicU64::new(NEVER),
         }
     }
 
@@ -335,6 +343,16 @@ impl Meter {
             _ => {}
         }
         self.begun.store(true, Relaxed);
+    }
+
+    /// Time from arrival to the first rows on the device, once there were any.
+    pub fn waited(&self) -> Option<Micros> {
+        Some(Micros(self.waited.load(Relaxed))).filter(|time| time.0 != NEVER)
+    }
+
+    /// Time from arrival to the first token, once there was one.
+    pub fn first_token(&self) -> Option<Micros> {
+        Some(Micros(self.spoke.load(Relaxed))).filter(|time| time.0 != NEVER)
     }
 
     /// The prompt counts from the first event on.
@@ -364,6 +382,16 @@ impl Sink {
     /// What is being sent, counted.
     pub fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.meter)
+    }
+
+    /// Notes that it got its first rows, so long after it arrived.
+    pub fn scheduled(&self, waited: Micros) {
+        self.meter.waited.store(waited.0, Relaxed);
+    }
+
+    /// Notes that its first token came, so long after it arrived.
+    pub fn first_token(&self, after: Micros) {
+        self.meter.spoke.store(after.0, Relaxed);
     }
 
     /// Hands over one event. A gone receiver is a cancelled request: nothing is lost that

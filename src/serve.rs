@@ -16,14 +16,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admission::Front;
 use crate::admission::callers::Callers;
+use crate::banner::{self, Addresses};
 use crate::catalog::{Catalog, ModelCard};
-use crate::config::Config;
+use crate::config::manifest::Manifest;
+use crate::config::{Config, Cost};
 use crate::engine::start::{Started, Startup};
 use crate::engine::{Ending, Engine, Links, fan_out};
 use crate::http::listener::{Limits, Server, allow_connections};
 use crate::http::{admin_router, main_router};
 use crate::lifecycle::{Lifecycle, Phase, signal};
 use crate::store::progress::Progress;
+use crate::telemetry::price_file::PriceFile;
 use crate::telemetry::{Setup, Telemetry};
 
 /// How often the metrics crate wants to tidy up.
@@ -31,6 +34,9 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// How often the file of keys is looked at.
 const KEYS_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the price file is looked at.
+const PRICE_EVERY: Duration = Duration::from_secs(60);
 
 /// The summary's exit code when the engine died, or never came to life.
 const ENGINE_FAILED: u8 = 4;
@@ -67,9 +73,11 @@ async fn serve(config: Arc<Config>, data: Handle) -> anyhow::Result<ExitCode> {
     let lifecycle = Lifecycle::new(config.drain.grace, Arc::clone(&telemetry));
     signal::install(Arc::clone(&lifecycle)).context("cannot handle signals")?;
 
-    if config.cost.device_hourly_usd.is_none() {
-        tracing::warn!("no price, no cost metrics: cost.device_hourly_usd sets one");
+    if !config.cost.has_price() {
+        tracing::warn!("no price, no cost metrics: {}", Cost::ADVICE);
     }
+    let price = config.cost.price_file.as_deref().map(PriceFile::new);
+    tokio::spawn(follow_price(price, Arc::clone(&telemetry)));
     let startup = Startup {
         config: Arc::clone(&config),
         catalog: Arc::new(catalog(&config)),
@@ -82,11 +90,11 @@ async fn serve(config: Arc<Config>, data: Handle) -> anyhow::Result<ExitCode> {
     let front =
         Front::new(config.clone(), catalog, telemetry.clone(), lifecycle.clone(), callers, inbox);
     let (open, doors) = watch::channel(lifecycle.phase());
-    let servers = listen(&config, &front, &doors, &data)?;
+    let (servers, addresses) = listen(&config, &front, &doors, &data)?;
     tokio::spawn(upkeep(telemetry));
     tokio::spawn(follow_keys(front));
 
-    let engine = start_engine(startup, submissions, data)?;
+    let engine = start_engine(startup, submissions, data, addresses)?;
     let failure = tokio::spawn(watch_engine(engine, lifecycle.clone()));
     let summary = tokio::select! {
         summary = lifecycle.clone().run() => summary,
@@ -113,7 +121,7 @@ async fn serve(config: Arc<Config>, data: Handle) -> anyhow::Result<ExitCode> {
 fn catalog(config: &Config) -> Catalog {
     let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let created = created.unwrap_or_default().as_secs();
-    let card = |manifest: &crate::config::manifest::Manifest| ModelCard {
+    let card = |manifest: &Manifest| ModelCard {
         name: manifest.name.clone(),
         aliases: manifest.aliases.clone(),
         task: manifest.task,
@@ -128,8 +136,10 @@ fn telemetry(config: &Config) -> Arc<Telemetry> {
     let models = config.manifests.iter().map(|manifest| (manifest.name.clone(), manifest.task));
     Telemetry::new(Setup {
         models: models.collect(),
+        objectives: config.manifests.iter().map(Manifest::objective).collect(),
         device_hourly_usd: config.cost.device_hourly_usd,
         device_share: config.device.share,
+        vllm_metrics: config.admin.vllm_metrics,
         config_hash: config.hash(),
         device_name: "cpu".to_owned(),
         ..Setup::default()
@@ -143,7 +153,7 @@ fn listen(
     front: &Arc<Front>,
     doors: &watch::Receiver<Phase>,
     data: &Handle,
-) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+) -> anyhow::Result<(Vec<tokio::task::JoinHandle<()>>, Addresses)> {
     let bind = |name: &'static str, hosts: &[IpAddr], port: u16, limits: Limits| {
         let server = Server::bind(hosts, port, limits).with_context(|| {
             format!("cannot listen on port {port}; {name}.port and {name}.host choose others")
@@ -163,9 +173,10 @@ fn listen(
         admin.bind_socket(path).context("cannot listen on the socket; admin.socket names it")?;
         tracing::info!(listener = "admin", socket = %path.display(), "listening");
     }
+    let addresses = Addresses { api: main.addresses(), admin: admin.addresses() };
     let main = main.serve(main_router(Arc::clone(front)), doors.clone());
     let admin = admin.serve(admin_router(Arc::clone(front)), doors.clone());
-    Ok(vec![data.spawn(main), tokio::spawn(admin)])
+    Ok((vec![data.spawn(main), tokio::spawn(admin)], addresses))
 }
 
 /// Starts the device thread: it loads the models, then runs the loop. What it sends at the end is
@@ -174,6 +185,7 @@ fn start_engine(
     startup: Startup,
     inbox: mpsc::Receiver<crate::request::Submission>,
     data: Handle,
+    addresses: Addresses,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<Ending>>> {
     let (tell, ended) = oneshot::channel();
     // Bounded by what is in flight: a request causes no more events than its channel holds.
@@ -191,10 +203,10 @@ fn start_engine(
     tokio::spawn(stop_fetching(startup.lifecycle.watch(), Arc::clone(&progress)));
     let run = move || {
         let _entered = data.enter();
-        let Started { scheduler, runner, slots, later } = startup.start(&progress)?;
+        let Started { scheduler, runner, slots, later, device } = startup.start(&progress)?;
         let engine = Engine::new(scheduler, runner, slots, links);
         startup.lifecycle.models_ready();
-        tracing::info!(models = startup.catalog.models().len() - later.len(), "ready");
+        banner::show(&startup.config, &addresses, &device, &mut std::io::stderr());
         if !later.is_empty() {
             std::thread::spawn(move || startup.load_later(later, &installer));
         }
@@ -258,6 +270,22 @@ async fn follow_keys(front: Arc<Front>) {
     }
 }
 
+/// A changed price holds within a minute; the file is looked at for the first time at once.
+async fn follow_price(file: Option<PriceFile>, telemetry: Arc<Telemetry>) {
+    let Some(mut file) = file else { return };
+    let mut ticks = tokio::time::interval(PRICE_EVERY);
+    loop {
+        ticks.tick().await;
+        let telemetry = Arc::clone(&telemetry);
+        let looked = tokio::task::spawn_blocking(move || {
+            file.look(&telemetry);
+            file
+        });
+        let Ok(back) = looked.await else { return };
+        file = back;
+    }
+}
+
 async fn upkeep(telemetry: Arc<Telemetry>) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
@@ -284,6 +312,25 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer)?;
         Ok(answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_price_file_is_looked_at_every_minute() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("price.toml");
+        let telemetry = Telemetry::new(Setup::default());
+        tokio::spawn(follow_price(Some(PriceFile::new(&path)), Arc::clone(&telemetry)));
+        let after = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+        let price = |usd: u32| telemetry.render().contains(&format!("_usd_per_hour {usd}\n"));
+        after(1).await;
+        for usd in [2, 3] {
+            let text = format!("device_hourly_usd = {usd}\nas_of = 2026-07-20\nsource = \"s\"\n");
+            std::fs::write(&path, text).expect("a file");
+            after(50).await;
+            assert!(!price(usd), "before its time");
+            after(10).await;
+            assert!(price(usd), "a minute has passed");
+        }
     }
 
     fn free() -> SocketAddr {

@@ -133,6 +133,7 @@ mod tests {
             owned_by: None,
             files: vec![],
             limits: Default::default(),
+            objective: Default::default(),
             matryoshka: false,
             weight,
             preload: true,

@@ -12,9 +12,10 @@ use crate::lifecycle::Phase;
 use crate::model::ModelTask;
 use crate::request::{Detail, Generate, Micros, Sampling, Task, Usage};
 use crate::scheduler::{LaneLoad, Load};
+use crate::telemetry::request_log::RequestLog;
 
 fn ticket(front: &Arc<Front>) -> Ticket {
-    Ticket::new(Arc::clone(front), ModelTask::Generate, "id".into())
+    Ticket::new(Arc::clone(front), ModelTask::Generate, RequestLog::new("id".into()))
 }
 
 fn task(prompt: usize) -> Task {

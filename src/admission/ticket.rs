@@ -1,5 +1,5 @@
-//! One API request from its first byte to its last: holds the in-flight guard and is counted
-//! exactly once, however it ends. Knows no HTTP.
+//! One API request from its first byte to its last: holds the in-flight guard, and is counted and
+//! logged exactly once, however it ends. Knows no HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lifecycle::{InFlight, Phase};
 use crate::model::ModelTask;
 use crate::request::{LaneId, Meter, Micros, TenantId, Usage};
+use crate::telemetry::request_log::{End, RequestLog};
 use crate::telemetry::{Ended, Rejection, RequestReport};
 
 /// One API request. Dropping it is its end: answered if [`Ticket::finish`] was called, failed if
@@ -20,7 +21,7 @@ use crate::telemetry::{Ended, Rejection, RequestReport};
 #[derive(Debug)]
 pub struct Ticket {
     front: Arc<Front>,
-    request_id: Arc<str>,
+    log: Arc<RequestLog>,
     started: Instant,
     arrived: Micros,
     timeout: Duration,
@@ -40,12 +41,12 @@ pub struct Ticket {
 
 impl Ticket {
     /// Starts the clock.
-    pub fn new(front: Arc<Front>, task: ModelTask, request_id: Arc<str>) -> Self {
+    pub fn new(front: Arc<Front>, task: ModelTask, log: Arc<RequestLog>) -> Self {
         let arrived = front.telemetry.now();
         let timeout = front.config.limits.request_timeout;
         Self {
             front,
-            request_id,
+            log,
             started: Instant::now(),
             arrived,
             timeout,
@@ -64,7 +65,7 @@ impl Ticket {
 
     /// What the client can quote.
     pub fn request_id(&self) -> &Arc<str> {
-        &self.request_id
+        self.log.id()
     }
 
     /// Who asks.
@@ -197,24 +198,25 @@ impl Ticket {
             _ => self.usage,
         };
         self.spend(usage.generated_tokens.into());
-        front.telemetry.request_finished(&RequestReport {
+        let report = RequestReport {
             lane: self.lane,
             tenant: self.tenant(),
             task: self.task,
             ended,
             duration,
             usage,
+        };
+        front.telemetry.request_finished(&report);
+        let model = self.lane.map_or("unknown", |lane| front.catalog.lane(lane).name.as_str());
+        let meters = || self.meters.iter();
+        self.log.end(End {
+            model: model.to_owned(),
+            report,
+            tenant: front.telemetry.tenant_name(report.tenant).to_owned(),
+            key: self.caller.key().map(str::to_owned),
+            queue_wait: meters().filter_map(|meter| meter.waited()).min(),
+            first_token: meters().filter_map(|meter| meter.first_token()).min(),
         });
-        tracing::info!(
-            request_id = %self.request_id,
-            model = self.lane.map_or("unknown", |lane| front.catalog.lane(lane).name.as_str()),
-            key = self.caller.key(),
-            ended = ?ended,
-            duration_ms = duration.as_secs_f64() * 1e3,
-            submitted_tokens = self.submitted.unwrap_or(0),
-            generated_tokens = usage.generated_tokens,
-            "request finished"
-        );
     }
 }
 

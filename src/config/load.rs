@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::document::{self, Entry};
 use super::error::{ConfigError, Fault};
 use super::flags::Flags;
-use super::settings::{self, REFUSED, Setting};
+use super::settings::{self, Setting};
 use super::values::nearest;
 use super::{Config, Effective, Note, Source, cache, manifest};
 
@@ -63,7 +63,6 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Config, ConfigEr
     for setting in settings::all() {
         sources.push(apply(&mut config, setting, flags, environment, &file)?);
     }
-    refuse_unserved(environment, &file)?;
     config.notes = notes(environment);
     check_together(&config)?;
     let source_of = |key| {
@@ -142,23 +141,6 @@ fn not_allowed(setting: &Setting, text: &str, source: &Source, allowed: &str) ->
     }
 }
 
-/// Keys that exist by name only.
-fn refuse_unserved(environment: &Environment, file: &File) -> Result<(), ConfigError> {
-    for refused in REFUSED {
-        let line = file.entries.iter().find(|entry| entry.key == refused.key);
-        let name = refused.env.filter(|name| environment.get(name).is_some());
-        let place = match (name, line) {
-            (Some(name), _) => name.to_owned(),
-            (None, Some(entry)) => format!("{}:{}", file.path.display(), entry.line),
-            (None, None) => continue,
-        };
-        let (key, instead) = (refused.key, refused.instead);
-        let message = format!("{place}: {key} is not served yet, so it must be unset: {instead}");
-        return Err(ConfigError::new(Fault::Config, message));
-    }
-    Ok(())
-}
-
 /// What no single value can tell.
 fn check_together(config: &Config) -> Result<(), ConfigError> {
     let listeners = [("server", &config.server.hosts), ("admin", &config.admin.hosts)];
@@ -209,10 +191,7 @@ impl File {
 
     /// Refuses keys that do not exist: a misspelt limit must not be silently without effect.
     fn check_keys(&self) -> Result<(), ConfigError> {
-        let known: Vec<&str> = settings::all()
-            .map(|setting| setting.key)
-            .chain(REFUSED.iter().map(|refused| refused.key))
-            .collect();
+        let known: Vec<&str> = settings::all().map(|setting| setting.key).collect();
         let mut entries = self.entries.iter();
         let Some(entry) = entries.find(|entry| !known.contains(&entry.key.as_str())) else {
             return Ok(());
@@ -250,8 +229,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, String> {
 /// One line of detail for all that Kubernetes injects, one warning for each name nobody knows.
 fn notes(environment: &Environment) -> Vec<Note> {
     let settings = settings::all().flat_map(|setting| setting.env.iter().copied());
-    let refused = REFUSED.iter().filter_map(|refused| refused.env);
-    let known: Vec<&str> = settings.chain(refused).chain(["SCONCE_CONFIG"]).collect();
+    let known: Vec<&str> = settings.chain(["SCONCE_CONFIG"]).collect();
     let mut injected = Vec::new();
     let mut notes = Vec::new();
     let ours = environment.0.iter().filter(|(name, _)| name.starts_with(PREFIX));

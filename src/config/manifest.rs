@@ -6,6 +6,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::model::{Dtype, ModelTask};
 
@@ -24,6 +25,8 @@ const NAME_LENGTH_MAX: usize = 96;
 const MANIFESTS_MAX: usize = 1024;
 /// A tokenizer or a shard; more is a mistake in the manifest.
 const FILE_BYTES_MAX: u64 = 1 << 42;
+/// As `sconce plan` takes them.
+const LATENCY_SECONDS: std::ops::RangeInclusive<f64> = 0.001..=86_400.0;
 
 /// A model manifest: sources, pinned content, task and limits.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -49,6 +52,9 @@ pub struct Manifest {
     /// Limits, each at most what the model's own header allows.
     #[serde(default)]
     pub limits: ManifestLimits,
+    /// What its answers are measured by.
+    #[serde(default)]
+    pub objective: ManifestObjective,
     /// The first values of its vectors are vectors too (Matryoshka representation learning), so
     /// that requests may ask for fewer `dimensions`.
     #[serde(default)]
@@ -88,6 +94,14 @@ pub struct ManifestLimits {
     pub seats: Option<u32>,
 }
 
+/// What counts as answered well.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestObjective {
+    /// A request's whole time, from its first byte to its last; none: any answer counts.
+    pub latency_seconds: Option<f64>,
+}
+
 /// A place that a file can come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileSource {
@@ -123,6 +137,11 @@ impl Manifest {
     /// Bytes of all its files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// How long one of its requests may take.
+    pub fn objective(&self) -> Option<Duration> {
+        self.objective.latency_seconds.map(Duration::from_secs_f64)
     }
 }
 
@@ -307,6 +326,13 @@ fn check(manifest: &Manifest) -> Result<(), Wrong> {
     if let Some((key, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
         let path = [Step::Key("limits"), Step::Key(key)];
         return Err(wrong(path, format!("limits.{key} = 0: must be at least 1")));
+    }
+    let latency = manifest.objective.latency_seconds;
+    if let Some(seconds) = latency.filter(|seconds| !LATENCY_SECONDS.contains(seconds)) {
+        let path = [Step::Key("objective"), Step::Key("latency_seconds")];
+        let (from, to) = (LATENCY_SECONDS.start(), LATENCY_SECONDS.end());
+        let message = format!("objective.latency_seconds = {seconds}: must be {from} to {to}");
+        return Err(wrong(path, message));
     }
     if manifest.files.is_empty() {
         return Err(top("files", "files is empty: a model has at least one file".into()));

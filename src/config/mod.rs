@@ -7,6 +7,7 @@ pub mod flags;
 pub mod keys;
 pub mod load;
 pub mod manifest;
+pub mod price;
 mod document;
 mod settings;
 pub(crate) mod values;
@@ -119,6 +120,8 @@ pub struct Admin {
     pub port: u16,
     /// Also serve `/metrics` on the main port.
     pub metrics_on_main: bool,
+    /// `/metrics` also has vLLM's names, for routers and dashboards that know only these.
+    pub vllm_metrics: bool,
     /// Also listen on this Unix socket, for its owner alone.
     pub socket: Option<PathBuf>,
 }
@@ -190,8 +193,11 @@ pub enum DeviceKind {
 /// `[cost]`
 #[derive(Debug, Clone, Default)]
 pub struct Cost {
-    /// Price of the whole device; none: no cost series.
+    /// Price of the whole device.
     pub device_hourly_usd: Option<f64>,
+    /// File of a dated price, which wins over `device_hourly_usd` as soon as it can be read; read
+    /// again every minute. Without either there are no cost series.
+    pub price_file: Option<PathBuf>,
 }
 
 /// `[models]`
@@ -267,6 +273,16 @@ impl Config {
     }
 }
 
+impl Cost {
+    /// What to do without a price.
+    pub const ADVICE: &str = "cost.device_hourly_usd or cost.price_file sets one";
+
+    /// Whether there is, or may come to be, a price.
+    pub fn has_price(&self) -> bool {
+        self.device_hourly_usd.is_some() || self.price_file.is_some()
+    }
+}
+
 impl Log {
     /// Whether logs are JSON lines: as set, or else unless a person is watching.
     pub fn is_json(&self) -> bool {
@@ -302,7 +318,13 @@ impl Default for Server {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { hosts: values::loopback(), port: 9464, metrics_on_main: false, socket: None }
+        Self {
+            hosts: values::loopback(),
+            port: 9464,
+            metrics_on_main: false,
+            vllm_metrics: false,
+            socket: None,
+        }
     }
 }
 

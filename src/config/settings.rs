@@ -23,20 +23,6 @@ pub(super) struct Setting {
     pub(super) get: fn(&Config) -> String,
 }
 
-/// A key that is fixed by name and not served yet: refused, so that nobody relies on it.
-pub(super) struct Refused {
-    /// `section.name`, as in sconce.toml.
-    pub(super) key: &'static str,
-    /// Environment name.
-    pub(super) env: Option<&'static str>,
-    /// What to do instead.
-    pub(super) instead: &'static str,
-}
-
-/// Keys that are refused.
-pub(super) const REFUSED: &[Refused] =
-    &[Refused { key: "cost.price_file", env: None, instead: "use cost.device_hourly_usd" }];
-
 /// Every key, in the order of the documentation.
 pub(super) const SETTINGS: &[&[Setting]] = &[SERVER, LIMITS, DEVICE, MODELS];
 
@@ -116,6 +102,12 @@ const SERVER: &[Setting] = &[
         env: &[],
         set: |c, t| switch(t).map(|v| c.admin.metrics_on_main = v),
         get: |c| c.admin.metrics_on_main.to_string(),
+    },
+    Setting {
+        key: "admin.vllm_metrics",
+        env: &[],
+        set: |c, t| switch(t).map(|v| c.admin.vllm_metrics = v),
+        get: |c| c.admin.vllm_metrics.to_string(),
     },
     Setting {
         key: "admin.socket",
@@ -242,6 +234,12 @@ const DEVICE: &[Setting] = &[
         env: &["SCONCE_DEVICE_HOURLY_USD"],
         set: |c, t| number(t, 0.0001..=100_000.0).map(|v| c.cost.device_hourly_usd = Some(v)),
         get: |c| c.cost.device_hourly_usd.map(|v| v.to_string()).unwrap_or_default(),
+    },
+    Setting {
+        key: "cost.price_file",
+        env: &["SCONCE_PRICE_FILE"],
+        set: |c, t| path(t).map(|v| c.cost.price_file = Some(v)),
+        get: |c| shown(c.cost.price_file.as_deref()),
     },
     Setting {
         key: "cpu.threads",

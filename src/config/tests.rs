@@ -281,10 +281,11 @@ fn every_flag_reaches_its_setting() {
 }
 
 #[test]
-fn keys_that_are_not_served_yet_are_refused() {
-    let error = refused("[cost]\nprice_file = \"p\"", &["--no-auth"], &[]);
-    assert!(error.to_string().contains("is not served yet"), "{error}");
-    assert_eq!(error.exit_code(), 78);
+fn a_price_may_come_from_a_file() {
+    assert!(!with("", &[], &[]).expect("valid").cost.has_price());
+    let config = with("[cost]\nprice_file = \"p\"", &[], &[]).expect("valid");
+    assert_eq!(config.cost.price_file, Some("p".into()));
+    assert!(config.cost.has_price());
 }
 
 #[test]

@@ -198,8 +198,11 @@ impl Engine {
             self.spare.push(step);
             return Ok(false);
         }
-        for &(lane, waited) in &self.scheduler.notes().scheduled {
-            self.links.telemetry.scheduled(lane, waited);
+        for note in &self.scheduler.notes().scheduled {
+            self.links.telemetry.scheduled(note.lane, note.waited);
+            if let Some(live) = self.live.get(&note.request) {
+                live.sink.scheduled(note.waited);
+            }
         }
         let runner = &mut self.runner;
         match guarded(|| runner.submit(&step)) {
@@ -253,6 +256,9 @@ impl Engine {
         for token in &notes.tokens {
             if token.first {
                 telemetry.first_token(token.lane, token.after);
+                if let Some(live) = self.live.get(&token.request) {
+                    live.sink.first_token(token.after);
+                }
             } else {
                 telemetry.next_token(token.lane, token.after);
             }

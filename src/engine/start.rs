@@ -30,7 +30,7 @@ use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
 use crate::store::ModelFiles;
 use crate::store::error::StoreError;
-use crate::store::fetch::ensure;
+use crate::store::fetch::ensure_timed;
 use crate::store::progress::Progress;
 use crate::telemetry::Telemetry;
 use crate::weights::LoadError;
@@ -70,6 +70,19 @@ pub struct Started {
     pub slots: (u8, u8),
     /// The others: opened, not loaded.
     pub later: Vec<Later>,
+    /// What they run on.
+    pub device: Opened,
+}
+
+/// The device, for people.
+#[derive(Debug, Clone, Default)]
+pub struct Opened {
+    /// A GPU's name, or `cpu` and the kernels in use.
+    pub name: String,
+    /// Compute threads of a CPU.
+    pub threads: Option<usize>,
+    /// Bytes that may be used.
+    pub memory_limit: u64,
 }
 
 /// A model that is loaded while others serve.
@@ -142,7 +155,9 @@ impl Startup {
             lanes.push(self.open(manifest, model, files)?);
         }
         let loaded = self.load(&lanes)?;
-        let pages = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
+        let mut device = self.describe(gpu.as_deref());
+        let pages;
+        (pages, device.memory_limit) = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
         let runner = self.runner(lanes.len(), pages, gpu)?;
         let (scheduler, runner) = self.assemble(&lanes, loaded, pages, (runner, slots))?;
         let later = lanes.into_iter().enumerate().filter(|(_, lane)| !lane.preload);
@@ -151,7 +166,7 @@ impl Startup {
             opened: lane.opened,
             capacity: lane.lane.1,
         });
-        Ok(Started { scheduler, runner, slots, later: later.collect() })
+        Ok(Started { scheduler, runner, slots, later: later.collect(), device })
     }
 
     /// Loads what was left for later; `install` brings each into the running engine.
@@ -200,9 +215,11 @@ impl Startup {
             self.set_state(model, ModelState::Fetching);
             model.set_eta(eta(manifest));
             let started = Instant::now();
-            let files = ensure(manifest, &self.config.models, progress)?;
+            let (files, verifying) = ensure_timed(manifest, &self.config.models, progress)?;
             model.set_eta(LOAD_GUESS);
-            self.telemetry.stage_finished(model.lane, "fetch", started.elapsed());
+            let fetching = started.elapsed().saturating_sub(verifying);
+            self.telemetry.stage_finished(model.lane, "fetch", fetching);
+            self.telemetry.stage_finished(model.lane, "verify", verifying);
             Ok(files)
         };
         std::thread::scope(|scope| {
@@ -304,13 +321,13 @@ impl Startup {
         Ok(loaded)
     }
 
-    /// Decides what memory is for, once.
+    /// Decides what memory is for, once; also says how much there is in all.
     fn cut_memory(
         &self,
         lanes: &[Opening],
         loaded: &[Option<LoadedModel>],
         gpu: Option<&mut (dyn Gpu + 'static)>,
-    ) -> Result<Pages, StartError> {
+    ) -> Result<(Pages, u64), StartError> {
         let programs = loaded.iter().flatten().map(|model| &*model.program);
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
         let (by_default, workspace) = match gpu {
@@ -336,7 +353,22 @@ impl Startup {
         let Ledger { weights, kv, workspace, limit } = ledger;
         self.telemetry.memory(weights, kv, workspace, limit);
         self.telemetry.kv_limit(pages.count);
-        Ok(pages)
+        Ok((pages, limit))
+    }
+
+    fn describe(&self, gpu: Option<&dyn Gpu>) -> Opened {
+        match gpu {
+            Some(gpu) => Opened { name: gpu.info().name.clone(), ..Opened::default() },
+            None => Opened {
+                name: format!("cpu ({})", SetKind::detect().as_str()),
+                threads: Some(self.threads()),
+                memory_limit: 0,
+            },
+        }
+    }
+
+    fn threads(&self) -> usize {
+        self.config.cpu.threads.unwrap_or_else(crate::device::cpu::threads_available)
     }
 
     /// The GPU, if this process is to use one.
@@ -375,10 +407,7 @@ impl Startup {
             let options = Options { pages: count, page_bytes, lanes, deterministic };
             return Ok(Box::new(GpuRunner::new(gpu, options)?));
         }
-        let threads = self.config.cpu.threads.unwrap_or_else(crate::device::cpu::threads_available);
-        let set = SetKind::detect();
-        tracing::info!(threads, kernels = set.as_str(), "device opened");
-        let executor = Executor::new(Team::new(threads)?, set);
+        let executor = Executor::new(Team::new(self.threads())?, SetKind::detect());
         Ok(Box::new(ModelRunner::new(executor, lanes, (count, page_bytes))?))
     }
 

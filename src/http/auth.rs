@@ -10,25 +10,29 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::connection::Peer;
-use super::{Id, error};
+use super::{Id, error, trace};
 use crate::admission::Front;
 use crate::admission::callers::Caller;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Lets in whoever presents a key, or everybody where no keys are configured.
+/// Lets in whoever presents a key, or everybody where no keys are configured; all are logged.
 pub(super) async fn callers(
     State(front): State<Arc<Front>>,
     Extension(id): Extension<Id>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    match recognise(&front, request.headers()) {
+    let passed_on = trace::begin(&id.1, &request);
+    let mut response = match recognise(&front, request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
         Err(error) => error::response(&error, &id.0),
-    }
+    };
+    id.1.status(response.status().as_u16());
+    trace::answer(passed_on, response.headers_mut());
+    response
 }
 
 /// Lets in who is on this machine, and from elsewhere who presents an admin key; everybody where

@@ -266,7 +266,7 @@ async fn infer(
         }
     };
     let task = if model.task == ModelTask::Generate { ModelTask::Embed } else { model.task };
-    let mut ticket = Ticket::new(Arc::clone(&front), task, id.0);
+    let mut ticket = Ticket::new(Arc::clone(&front), task, id.1);
     match answer(&front, &mut ticket, model, request).await {
         Ok((json, usage)) => {
             ticket.finish(usage);

@@ -26,6 +26,7 @@ mod sampling;
 mod rerank;
 mod sse;
 mod tei;
+mod trace;
 
 #[cfg(test)]
 mod tests;
@@ -40,13 +41,15 @@ use axum::response::Response;
 
 use crate::admission::Front;
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::request_log::RequestLog;
 
 /// Where a response names its request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The request's id: the caller's own, or one of ours. In every response and every error.
+/// The request's id: the caller's own, or one of ours. In every response and every error, and in
+/// the line in the log that is written from what stands beside it.
 #[derive(Debug, Clone)]
-struct Id(Arc<str>);
+struct Id(Arc<str>, Arc<RequestLog>);
 
 /// Most bytes of a request's headers; beyond twice that, the connection's own limit answers.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -127,11 +130,13 @@ async fn identify(State(front): State<Arc<Front>>, mut request: Request, next: N
     let id = id.unwrap_or_else(|| {
         HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("hexadecimal and dashes")
     });
-    let text = id.to_str().expect("visible ASCII, checked or made above");
-    request.extensions_mut().insert(Id(text.into()));
+    let text: Arc<str> = id.to_str().expect("visible ASCII, checked or made above").into();
+    request.extensions_mut().insert(Id(Arc::clone(&text), RequestLog::new(Arc::clone(&text))));
     let mut response = match check_headers(&request) {
         Ok(()) => next.run(request).await,
-        Err(error) => error::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error, text),
+        Err(error) => {
+            error::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error, &text)
+        }
     };
     response.headers_mut().insert(REQUEST_ID, id);
     if front.lifecycle.closing_connections() {

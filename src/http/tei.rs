@@ -165,7 +165,7 @@ async fn run(
         Ok(verb) => verb,
         Err(error) => return response(&error, &id.0),
     };
-    let ticket = Ticket::new(Arc::clone(&front), verb.task(), id.0);
+    let ticket = Ticket::new(Arc::clone(&front), verb.task(), id.1);
     let mut call = Call { front, ticket, name, started: Instant::now() };
     let done = match verb {
         Verb::Embed | Verb::Own => embed::embed(&mut call, request).await,

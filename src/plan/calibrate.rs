@@ -69,7 +69,7 @@ pub(super) async fn run(
     let kinds: Vec<Kind> = wanted.iter().filter_map(Kind::of).collect();
     if kinds.is_empty() {
         let message = "--calibrate: no load has an objective; --load MODEL:rps=1,latency=10 and \
-                       so on";
+                       so on, or objective.latency_seconds in the manifests";
         return Err(PlanError::new(Fault::Usage, message));
     }
     let started = Instant::now();

@@ -102,7 +102,7 @@ fn one(
         rps,
         prompt: prompt.unwrap_or(fallback.0),
         output: output.unwrap_or(fallback.1),
-        latency_seconds: number("latency"),
+        latency_seconds: number("latency").or(model.latency_seconds),
         context,
     };
     if prompt.is_none() {

@@ -112,7 +112,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub concurrency: Option<f64>,
 
-    /// Measure that on a running server (http://HOST:PORT) under load; objectives are --load's
+    /// Measure that on a running server (http://HOST:PORT) under load; objectives are --load's,
+    /// else the manifests'
     #[arg(long, value_name = "URL", conflicts_with = "concurrency")]
     pub calibrate: Option<String>,
 

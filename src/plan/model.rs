@@ -39,6 +39,8 @@ pub(super) struct Model {
     /// Longest sequence that the manifest allows.
     pub(super) context: Option<u32>,
     pub(super) seats: Option<u32>,
+    /// The manifest's objective.
+    pub(super) latency_seconds: Option<f64>,
     /// Its manifest as text, where it has one.
     pub(super) manifest: Option<String>,
     /// Why this version would not serve it.
@@ -280,6 +282,7 @@ impl Model {
             Self::from_files(&manifest.name, &paths, config_json.map(PathBuf::as_path))?;
         model.context = manifest.limits.context;
         model.seats = manifest.limits.seats;
+        model.latency_seconds = manifest.objective.latency_seconds;
         model.manifest = manifest_text(&config.models.dir, &manifest.name);
         Ok(model)
     }
@@ -403,9 +406,18 @@ impl Model {
             (false, true) => "score",
             (false, false) => "embed",
         };
-        let (context, seats, manifest, refused) = (None, None, None, None);
-        let name = name.to_owned();
-        Self { name, task, from, shape, weights, context, seats, manifest, refused }
+        Self {
+            name: name.to_owned(),
+            task,
+            from,
+            shape,
+            weights,
+            context: None,
+            seats: None,
+            latency_seconds: None,
+            manifest: None,
+            refused: None,
+        }
     }
 
     /// What the engine would size its workspace for.

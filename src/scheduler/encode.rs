@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use super::notes::ScheduledNote;
 use super::slab::Slab;
 use super::step::{Input, Output, Span, StepKind};
 use super::turn::{CommitTurn, PlanTurn, Result};
@@ -106,7 +107,8 @@ impl EncodeLane {
                 self.waiting -= 1;
                 self.running += 1;
                 let waited = turn.now.since(encoding.arrived);
-                turn.notes.scheduled.push((turn.step.lane, waited));
+                let (request, lane) = (encoding.id, turn.step.lane);
+                turn.notes.scheduled.push(ScheduledNote { request, lane, waited });
             }
             turn.step.tokens.extend_from_slice(tokens);
             turn.step.spans.push(Span {

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::blocks::GroupUse;
+use super::notes::ScheduledNote;
 use super::pages::Pages;
 use super::seats::Seats;
 use super::sequence::{Sequence, State};
@@ -245,7 +246,9 @@ impl GenerateLane {
         if !sequence.started {
             sequence.started = true;
             sequence.cached_tokens = sequence.computed.min(sequence.task.prompt.len() as u32);
-            turn.notes.scheduled.push((turn.step.lane, turn.now.since(sequence.arrived)));
+            let (request, lane) = (sequence.id, turn.step.lane);
+            let waited = turn.now.since(sequence.arrived);
+            turn.notes.scheduled.push(ScheduledNote { request, lane, waited });
             let cached_tokens = sequence.cached_tokens;
             turn.said.push((sequence.id, Event::Started { cached_tokens }));
         }

@@ -149,8 +149,9 @@ impl GenerateLane {
         );
         let first = sequence.spoke.is_none();
         let since = sequence.spoke.replace(result.now).unwrap_or(sequence.arrived);
-        let lane = LaneId(self.lane as u16);
-        turn.notes.tokens.push(TokenNote { lane, first, after: result.now.since(since) });
+        let (request, lane) = (sequence.id, LaneId(self.lane as u16));
+        let after = result.now.since(since);
+        turn.notes.tokens.push(TokenNote { request, lane, first, after });
         let is_last = sequence.generated.len() as u32 == sequence.task.max_tokens;
         is_last.then_some(Finish::Length)
     }

@@ -1,13 +1,13 @@
 //! What the scheduler tells telemetry about one turn, beyond the events. Plain data; knows no
 //! metric.
 
-use crate::request::{LaneId, Micros};
+use crate::request::{LaneId, Micros, RequestId};
 
 /// Collected by the last `plan` or `commit`; its vectors are reused.
 #[derive(Debug, Clone, Default)]
 pub struct Notes {
-    /// Requests that got their first rows, and how long they had waited since arrival.
-    pub scheduled: Vec<(LaneId, Micros)>,
+    /// Requests that got their first rows.
+    pub scheduled: Vec<ScheduledNote>,
     /// Tokens that were emitted.
     pub tokens: Vec<TokenNote>,
     /// Rows of the committed step whose request had been cancelled or failed meanwhile.
@@ -18,9 +18,22 @@ pub struct Notes {
     pub overrun_rows: u32,
 }
 
+/// A request that got its first rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScheduledNote {
+    /// Which.
+    pub request: RequestId,
+    /// Whose.
+    pub lane: LaneId,
+    /// Time since it arrived.
+    pub waited: Micros,
+}
+
 /// One emitted token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenNote {
+    /// Of which request.
+    pub request: RequestId,
     /// Whose.
     pub lane: LaneId,
     /// Whether it is the request's first: then `after` counts from its arrival.

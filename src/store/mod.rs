@@ -5,6 +5,7 @@ pub mod gguf;
 pub mod safetensors;
 pub mod progress;
 pub mod error;
+mod checksum;
 mod package;
 mod remote;
 mod stamp;

@@ -1,13 +1,52 @@
-//! What is worked out only when somebody scrapes: gauges from the published load, and the
-//! ledger's families in Prometheus' text format. (The metrics crate's counters are integers; the
+//! The page that Prometheus scrapes, and what is worked out only when somebody does: gauges from
+//! the published load, and the ledger's families. (The metrics crate's counters are integers; the
 //! ledger has seconds and dollars in billionths.) Takes no lock that an event takes.
 
 use std::fmt::Write;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::metrics::{self, Family, Kind};
-use super::{Snapshot, Telemetry};
+use super::{Snapshot, Telemetry, histogram};
 
 impl Telemetry {
+    /// Housekeeping of the metrics crate, to be called every few seconds.
+    pub fn upkeep(&self) {
+        self.series.handle.run_upkeep();
+    }
+
+    /// The text that Prometheus scrapes. Holds no lock that an event takes.
+    pub fn render(&self) -> String {
+        self.changed.store(false, Ordering::SeqCst);
+        self.ledger.settle(self.nanos());
+        self.show_load();
+        let mut page = self.series.handle.render();
+        histogram::write_all(&mut page, &self.series.histograms);
+        self.write_ledger(&mut page);
+        if self.vllm_metrics {
+            let blocks = self.published.block_counts();
+            let named = self.models.iter().map(String::as_str).zip(blocks);
+            metrics::vllm::append(&mut page, named);
+        }
+        page
+    }
+
+    /// A scraper has got a rendered page.
+    pub fn scraped(&self) {
+        self.scrapes.send_modify(|scrapes| *scrapes += 1);
+    }
+
+    /// Ends when a scraper has seen every counter's last change; at once where nothing has ever
+    /// been scraped, because then nobody will.
+    pub async fn settled(&self) {
+        let mut scrapes = self.scrapes.subscribe();
+        let ever = *scrapes.borrow_and_update() > 0;
+        if ever && self.changed.load(Ordering::SeqCst) {
+            // The sender lives as long as `self`.
+            let _ = scrapes.changed().await;
+        }
+    }
+
     /// Brings the gauges to what was last published.
     pub(super) fn show_load(&self) {
         let Snapshot { load, inbox, inbox_tokens, in_flight, inbox_work: _ } = self.snapshot();
@@ -49,11 +88,15 @@ impl Telemetry {
             models.map(move |(j, m)| ([&tenant.name[..], m], self.ledger.tenant(i, j)))
         });
         write_family(page, &metrics::TENANT_SECONDS, tenants);
-        let Some(price) = self.price else { return };
-        let spent = times().flat_map(|(m, time)| {
-            [([m, "busy"], price.of(time.busy())), ([m, "load"], price.of(time.load()))]
+        let tariff = self.tariff.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(shown) = tariff.shown() else { return };
+        write_gauge(page, &metrics::PRICE, [], shown.hourly_usd);
+        write_gauge(page, &metrics::PRICE_INFO, [&shown.as_of, &shown.source], 1.0);
+        let spent = self.models.iter().enumerate().flat_map(|(lane, model)| {
+            let [busy, load] = tariff.lane(lane, &self.ledger);
+            [([&model[..], "busy"], busy), ([&model[..], "load"], load)]
         });
-        let idle = (["", "idle"], price.of(self.ledger.idle()));
+        let idle = (["", "idle"], tariff.idle(&self.ledger));
         write_family(page, &metrics::COST, spent.chain([idle]));
     }
 }
@@ -67,16 +110,29 @@ fn write_family<'a, const N: usize>(
     assert!(family.kind == Kind::NanoCounter, "{}", family.name);
     write_head(page, family);
     for (values, nanos) in rows {
-        page.push_str(family.name);
-        if N > 0 {
-            page.push('{');
-            write_labels(page, family, &values);
-            page.push('}');
-        }
+        write_series(page, family, &values);
         let (whole, part) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
         writeln!(page, " {whole}.{part:09}").expect("a String takes all");
     }
     page.push('\n');
+}
+
+/// Appends a gauge of one series that comes and goes, which those of the metrics crate cannot.
+fn write_gauge<const N: usize>(page: &mut String, family: &Family, values: [&str; N], value: f64) {
+    assert!(family.kind == Kind::Gauge, "{}", family.name);
+    write_head(page, family);
+    write_series(page, family, &values);
+    write!(page, " {value}\n\n").expect("a String takes all");
+}
+
+/// Appends `name{a="b"}`.
+fn write_series(page: &mut String, family: &Family, values: &[&str]) {
+    page.push_str(family.name);
+    if !values.is_empty() {
+        page.push('{');
+        write_labels(page, family, values);
+        page.push('}');
+    }
 }
 
 /// Appends a family's help and type.

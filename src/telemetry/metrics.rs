@@ -1,6 +1,8 @@
 //! Every metric: name, type, unit, help, labels and buckets, in one table. The only file that
 //! holds metric names; it knows nothing of what happens to them.
 
+pub(super) mod vllm;
+
 /// One family as Prometheus shows it.
 #[derive(Debug)]
 pub(super) struct Family {
@@ -157,6 +159,11 @@ pub(super) static MODEL_STATE: Family = gauge("sconce_model_state", "", &["model
 pub(super) static REQUESTS: Family =
     counter("sconce_requests_total", "", &["model", "task", "outcome"])
         .help("Requests that are over, by how they ended.");
+pub(super) static WITHIN_OBJECTIVE: Family =
+    counter("sconce_requests_within_objective_total", "", MODEL).help(
+        "Requests answered within the latency objective of their model's manifest, or at all \
+         where it names none.",
+    );
 pub(super) static REJECTED: Family = counter("sconce_rejections_total", "", &["model", "reason"])
     .help("Requests refused before they were admitted.");
 pub(super) static REQUEST_DURATION: Family =
@@ -207,6 +214,8 @@ pub(super) static COST: Family = nano("sconce_cost_usd_total", "usd", &["model",
     .help("Device time times price times share; idle time has an empty model.");
 pub(super) static PRICE: Family = gauge("sconce_device_price_usd_per_hour", "usd", &[])
     .help("Configured price of the whole device.");
+pub(super) static PRICE_INFO: Family = gauge("sconce_device_price_info", "", &["as_of", "source"])
+    .help("Always 1: of which day the price is, and who says so.");
 pub(super) static SHARE: Family = gauge("sconce_device_share_ratio", "ratio", &[])
     .help("Share of the device that this process pays for.");
 pub(super) static TENANT_SECONDS: Family =
@@ -249,7 +258,7 @@ pub(super) static DEVICE: Family =
     gauge("sconce_device_info", "", &["name", "uuid", "mig"]).help("Always 1: the device in use.");
 
 /// Every family, in the order of the documentation.
-pub(super) static ALL: [&Family; 48] = [
+pub(super) static ALL: [&Family; 50] = [
     &QUEUE_DEPTH,
     &QUEUE_TOKENS,
     &QUEUE_WORK,
@@ -262,6 +271,7 @@ pub(super) static ALL: [&Family; 48] = [
     &MODEL_RUNNING,
     &MODEL_STATE,
     &REQUESTS,
+    &WITHIN_OBJECTIVE,
     &REJECTED,
     &REQUEST_DURATION,
     &QUEUE_WAIT,
@@ -280,6 +290,7 @@ pub(super) static ALL: [&Family; 48] = [
     &DEVICE_WASTED,
     &COST,
     &PRICE,
+    &PRICE_INFO,
     &SHARE,
     &TENANT_SECONDS,
     &TENANT_REQUESTS,

@@ -6,25 +6,35 @@ mod exposition;
 mod histogram;
 mod metrics;
 pub mod observed;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 mod outcome;
+pub mod price_file;
 mod published;
+pub mod request_log;
 mod series;
+mod tariff;
 mod tenants;
+pub mod trace;
+#[cfg(test)]
+mod objective_tests;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::config::price::PriceTag;
 use crate::error::ErrorKind;
 use crate::model::{ModelState, ModelTask};
 use crate::request::{LaneId, Micros, TenantId};
 use crate::scheduler::Load;
 use crate::scheduler::step::StepKind;
-use cost::{Ledger, Nanos, Price, Waste};
+use cost::{Ledger, Nanos, Waste};
 use published::Published;
 use series::Series;
+use tariff::Tariff;
 
 /// All measurements of one server. Nothing here waits: an event is a few atomic operations.
 #[derive(Debug)]
@@ -32,14 +42,19 @@ pub struct Telemetry {
     clock: Clock,
     /// Model names by lane.
     models: Vec<String>,
+    /// Objectives by lane.
+    objectives: Vec<Option<Duration>>,
     series: Series,
     ledger: Ledger,
-    price: Option<Price>,
+    /// Read when somebody scrapes, written when the price changes; no event needs it.
+    tariff: Mutex<Tariff>,
     published: Published,
     /// The phase, an index of `metrics::PHASES`.
     phase: AtomicU8,
     /// One more than the last finished stage of each model's load.
     stages: Vec<AtomicU8>,
+    /// Whether pages also have the names that vLLM's metrics have.
+    vllm_metrics: bool,
     /// Whether a counter has changed since the last render.
     changed: AtomicBool,
     scrapes: tokio::sync::watch::Sender<u64>,
@@ -60,10 +75,14 @@ pub struct Occupied<'a>(&'a Ledger);
 pub struct Setup {
     /// Model names and tasks, by lane.
     pub models: Vec<(String, ModelTask)>,
-    /// Price of the whole device.
+    /// How long a request of each may take, by lane; none: as long as it likes.
+    pub objectives: Vec<Option<Duration>>,
+    /// Price of the whole device; none as long as no [`PriceTag`] says one.
     pub device_hourly_usd: Option<f64>,
     /// Share of the device that this process pays for.
     pub device_share: f64,
+    /// Also show what routers and dashboards of vLLM read, under its names.
+    pub vllm_metrics: bool,
     /// Hash of the effective configuration.
     pub config_hash: String,
     /// Name of the device.
@@ -165,8 +184,10 @@ impl Telemetry {
             clock: Clock(Instant::now()),
             series: Series::new(&setup),
             ledger: Ledger::new(lanes, tenants::ROWS),
-            price: setup.device_hourly_usd.map(|usd| Price::new(usd, setup.device_share)),
+            tariff: Mutex::new(Tariff::new(&setup)),
             published: Published::new(lanes),
+            vllm_metrics: setup.vllm_metrics,
+            objectives: setup.objectives,
             models: setup.models.into_iter().map(|(name, _)| name).collect(),
             phase: AtomicU8::new(0),
             stages: (0..lanes).map(|_| AtomicU8::new(0)).collect(),
@@ -207,6 +228,11 @@ impl Telemetry {
         self.series.tenants.named(name)
     }
 
+    /// The tenant's name as metrics have it.
+    pub fn tenant_name(&self, id: TenantId) -> &str {
+        &self.series.tenants.of(id).name
+    }
+
     /// A request was accepted (`+1`) or fully answered (`-1`). Called by `lifecycle::InFlight`
     /// and by nobody else.
     pub fn in_flight(&self, change: i32) {
@@ -223,6 +249,9 @@ impl Telemetry {
         if let Some(model) = self.model(report.lane) {
             if outcome.was_worked_on() {
                 model.duration.record(report.duration.as_secs_f64());
+            }
+            if report.ended == Ended::Ok && self.is_within_objective(report) {
+                model.within_objective.increment(1);
             }
             model.prompt_tokens.increment(prompt);
             model.cached_tokens.increment(cached);
@@ -280,6 +309,13 @@ impl Telemetry {
             step.rows.record(f64::from(report.spans));
             step.tokens.record(f64::from(report.rows));
         }
+        self.changed();
+    }
+
+    /// From now on the device has this price.
+    pub fn price(&self, tag: &PriceTag) {
+        let now = self.nanos();
+        self.tariff.lock().unwrap_or_else(PoisonError::into_inner).change(tag, &self.ledger, now);
         self.changed();
     }
 
@@ -369,44 +405,13 @@ impl Telemetry {
     /// Super-pages in the KV region.
     pub fn kv_limit(&self, pages: u32) {
         self.series.kv_pages_limit.set(pages);
+        self.published.kv_limit(pages);
     }
 
     /// How a lane's blocks lie in pages: a group of `layers` pages holds `blocks_per_page`
     /// blocks. Without it the lane's pages read 0, as an encoder's do.
     pub fn kv_layout(&self, lane: LaneId, layers: u32, blocks_per_page: u32) {
         self.published.layout(lane, f64::from(layers) / f64::from(blocks_per_page.max(1)));
-    }
-
-    /// Housekeeping of the metrics crate, to be called every few seconds.
-    pub fn upkeep(&self) {
-        self.series.handle.run_upkeep();
-    }
-
-    /// The text that Prometheus scrapes. Holds no lock that an event takes.
-    pub fn render(&self) -> String {
-        self.changed.store(false, Ordering::SeqCst);
-        self.ledger.settle(self.nanos());
-        self.show_load();
-        let mut page = self.series.handle.render();
-        histogram::write_all(&mut page, &self.series.histograms);
-        self.write_ledger(&mut page);
-        page
-    }
-
-    /// A scraper has got a rendered page.
-    pub fn scraped(&self) {
-        self.scrapes.send_modify(|scrapes| *scrapes += 1);
-    }
-
-    /// Ends when a scraper has seen every counter's last change; at once where nothing has ever
-    /// been scraped, because then nobody will.
-    pub async fn settled(&self) {
-        let mut scrapes = self.scrapes.subscribe();
-        let ever = *scrapes.borrow_and_update() > 0;
-        if ever && self.changed.load(Ordering::SeqCst) {
-            // The sender lives as long as `self`.
-            let _ = scrapes.changed().await;
-        }
     }
 
     fn nanos(&self) -> Nanos {
@@ -418,6 +423,12 @@ impl Telemetry {
         if !self.changed.load(Ordering::Relaxed) {
             self.changed.store(true, Ordering::SeqCst);
         }
+    }
+
+    fn is_within_objective(&self, report: &RequestReport) -> bool {
+        let lane = report.lane.map(|lane| lane.0 as usize);
+        let objective = lane.and_then(|lane| *self.objectives.get(lane)?);
+        objective.is_none_or(|objective| report.duration <= objective)
     }
 
     fn model(&self, lane: Option<LaneId>) -> Option<&series::ModelSeries> {
@@ -433,8 +444,10 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             models: Vec::new(),
+            objectives: Vec::new(),
             device_hourly_usd: None,
             device_share: 1.0,
+            vllm_metrics: false,
             config_hash: String::new(),
             device_name: String::new(),
             device_uuid: String::new(),

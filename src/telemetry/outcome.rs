@@ -17,6 +17,11 @@ pub(super) enum Outcome {
 }
 
 impl Ended {
+    /// As in metrics.
+    pub fn as_str(self) -> &'static str {
+        super::metrics::OUTCOMES[self.outcome() as usize]
+    }
+
     /// The label for it.
     pub(super) fn outcome(self) -> Outcome {
         let kind = match self {

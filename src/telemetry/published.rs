@@ -14,6 +14,8 @@ pub(super) struct Published {
     lanes: Vec<PublishedLane>,
     /// Arrival of the oldest waiting request; `NONE` if nothing waits.
     oldest: AtomicU64,
+    /// Pages in all.
+    kv_pages: AtomicU32,
     kv_pages_lent: AtomicU32,
     kv_usage: AtomicU64,
     inbox: AtomicI64,
@@ -45,6 +47,7 @@ impl Published {
         Self {
             lanes: (0..lanes).map(|_| PublishedLane::default()).collect(),
             oldest: AtomicU64::new(NONE),
+            kv_pages: AtomicU32::new(0),
             kv_pages_lent: AtomicU32::new(0),
             kv_usage: AtomicU64::new(0),
             inbox: AtomicI64::new(0),
@@ -95,6 +98,20 @@ impl Published {
     /// Pages that one block of the lane takes.
     pub(super) fn pages_per_block(&self, lane: usize) -> f64 {
         f64::from_bits(self.lanes[lane].pages_per_block.load(Relaxed))
+    }
+
+    /// Sets how many pages there are.
+    pub(super) fn kv_limit(&self, pages: u32) {
+        self.kv_pages.store(pages, Relaxed);
+    }
+
+    /// Blocks that each lane could have if it had all pages; 0 for one without.
+    pub(super) fn block_counts(&self) -> impl Iterator<Item = u64> {
+        let pages = f64::from(self.kv_pages.load(Relaxed));
+        (0..self.lanes.len()).map(move |lane| match self.pages_per_block(lane) {
+            0.0 => 0,
+            each => (pages / each) as u64,
+        })
     }
 
     /// Everything at once.

@@ -57,6 +57,7 @@ pub(super) struct QueueSeries {
 #[derive(Debug)]
 pub(super) struct ModelSeries {
     pub(super) requests: RequestSeries,
+    pub(super) within_objective: Counter,
     pub(super) queue_depth: Gauge,
     pub(super) queue_tokens: Gauge,
     pub(super) running: Gauge,
@@ -177,6 +178,7 @@ impl Maker {
     fn model(&self, name: &str, task: ModelTask) -> ModelSeries {
         ModelSeries {
             requests: self.requests(name),
+            within_objective: self.counter(&table::WITHIN_OBJECTIVE, &[name]),
             queue_depth: self.gauge(&table::MODEL_QUEUE_DEPTH, &[name]),
             queue_tokens: self.gauge(&table::MODEL_QUEUE_TOKENS, &[name]),
             running: self.gauge(&table::MODEL_RUNNING, &[name]),
@@ -218,9 +220,6 @@ impl Maker {
         let device = [&setup.device_name[..], &setup.device_uuid, &setup.device_mig];
         self.gauge(&table::DEVICE, &device).set(1.0);
         self.gauge(&table::SHARE, &[]).set(setup.device_share);
-        if let Some(price) = setup.device_hourly_usd {
-            self.gauge(&table::PRICE, &[]).set(price);
-        }
     }
 }
 

@@ -26,7 +26,7 @@ fn setup() -> Setup {
 }
 
 /// Samples by series, and families as (name, type, help), of one page.
-struct Page {
+pub(super) struct Page {
     samples: BTreeMap<String, f64>,
     families: BTreeSet<(String, String, String)>,
 }
@@ -53,12 +53,12 @@ impl Page {
         page
     }
 
-    fn of(telemetry: &Telemetry) -> Page {
+    pub(super) fn of(telemetry: &Telemetry) -> Page {
         Page::read(&telemetry.render())
     }
 
     #[track_caller]
-    fn value(&self, series: &str) -> f64 {
+    pub(super) fn value(&self, series: &str) -> f64 {
         *self.samples.get(series).unwrap_or_else(|| panic!("no {series}"))
     }
 
@@ -83,7 +83,7 @@ fn step(lane: LaneId, busy: u64) -> StepReport {
     }
 }
 
-fn request(lane: Option<LaneId>, ended: Ended) -> RequestReport {
+pub(super) fn request(lane: Option<LaneId>, ended: Ended) -> RequestReport {
     RequestReport {
         lane,
         tenant: TenantId(0),

@@ -10,10 +10,7 @@ use crate::k8s_tools::{all, one, python, rendered, root, type_check};
 use crate::server::{Server, get};
 
 /// Families that NAMES fixes and the server does not export yet; shrinks to nothing.
-const PROMISED: &[(&str, &[&str])] = &[
-    ("sconce_last_exit_info", &["code", "reason"]),
-    ("sconce_requests_within_objective_total", &["model"]),
-];
+const PROMISED: &[(&str, &[&str])] = &[("sconce_last_exit_info", &["code", "reason"])];
 
 /// What other programs export: kube-state-metrics, KEDA, Karpenter, OpenCost, Prometheus itself.
 const OTHERS: [(&str, &[&str]); 9] = [

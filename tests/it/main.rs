@@ -27,8 +27,11 @@ mod k8s_alerts;
 mod k8s_manifests;
 mod k8s_queries;
 mod k8s_tools;
+mod logs;
 mod models;
 mod prometheus;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod proxies;
 mod readme;
 mod server;

@@ -35,20 +35,26 @@ impl Server {
         let usual = std::fs::read_to_string("tests/it/sconce.toml").unwrap();
         let file = folder.join("sconce.toml");
         std::fs::write(&file, format!("{usual}\n{toml}")).unwrap();
-        let server = Self::run(&file, arguments);
+        let server = Self::run(&file, arguments, &[]);
         server.wait_ready();
         server
     }
 
-    /// Starts the server and waits until it listens.
-    pub(crate) fn launch(arguments: &[&str]) -> Self {
-        Self::run(Path::new("tests/it/sconce.toml"), arguments)
+    /// As `launch`, with these variables besides the test's own.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn launch_with(environment: &[(&str, &str)]) -> Self {
+        Self::run(Path::new("tests/it/sconce.toml"), &[], environment)
     }
 
-    fn run(config: &Path, arguments: &[&str]) -> Self {
+    /// Starts the server and waits until it listens.
+    pub(crate) fn launch(arguments: &[&str]) -> Self {
+        Self::run(Path::new("tests/it/sconce.toml"), arguments, &[])
+    }
+
+    fn run(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
         command.arg("serve").args(["--port", "0", "--admin-port", "0", "--log-format", "json"]);
-        command.arg("--config").arg(config);
+        command.arg("--config").arg(config).envs(environment.iter().copied());
         command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");

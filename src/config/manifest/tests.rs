@@ -13,6 +13,8 @@ license = "MIT"
 weight = 2.5
 [limits]
 context = 128
+[objective]
+latency_seconds = 3.5
 [[files]]
 file = "model.gguf"
 sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -33,6 +35,7 @@ fn a_good_one_is_read_whole() {
     assert_eq!((manifest.name.as_str(), manifest.task), ("a-model", ModelTask::Generate));
     assert_eq!((manifest.weight, manifest.preload), (2.5, true));
     assert_eq!((manifest.limits.context, manifest.limits.seats), (Some(128), None));
+    assert_eq!(manifest.objective.latency_seconds, Some(3.5));
     let sources = &manifest.files[0].sources;
     assert_eq!(sources[0], "file:dir/weights/m.gguf", "relative to the manifest");
     assert_eq!(sources[1], "package:some-pkg==1.0/pkg/m.gguf");
@@ -62,20 +65,22 @@ fn each_mistake_is_named_with_its_line() {
         ("2.5", "nan", 5, "weight"),
         ("context = 128", "context = 0", 7, "limits.context = 0"),
         ("context = 128", "contxt = 1", 7, "expected `context` or `seats`"),
-        ("\"model.gguf\"", "\"../model.gguf\"", 9, "files[0].file"),
-        ("\"model.gguf\"", "\".ok\"", 9, "files[0].file"),
-        ("0123456789abcdef0123", "0123456789ABCDEF0123", 10, "files[0].sha256"),
-        ("0123456789abcdef0123", "0123", 10, "64 lower-case"),
-        ("bytes = 10", "bytes = 0", 11, "files[0].bytes = 0"),
-        ("bytes = 10", "bytes = -1", 11, ""),
-        ("package:some-pkg==1.0/pkg/m.gguf", "hub:org/name", 12, "files[0].sources[1]"),
-        ("package:some-pkg==1.0/", "package:some-pkg>=1.0/", 12, "NAME==VERSION"),
-        ("package:some-pkg==1.0/", "package:--index==1.0/", 12, "NAME==VERSION"),
-        ("==1.0/pkg/m.gguf", "==1.0/", 12, "MEMBER"),
+        ("latency_seconds = 3.5", "latency_seconds = 0", 9, "0: must be 0.001 to 86400"),
+        ("latency_seconds", "latency_secs", 9, "expected `latency_seconds`"),
+        ("\"model.gguf\"", "\"../model.gguf\"", 11, "files[0].file"),
+        ("\"model.gguf\"", "\".ok\"", 11, "files[0].file"),
+        ("0123456789abcdef0123", "0123456789ABCDEF0123", 12, "files[0].sha256"),
+        ("0123456789abcdef0123", "0123", 12, "64 lower-case"),
+        ("bytes = 10", "bytes = 0", 13, "files[0].bytes = 0"),
+        ("bytes = 10", "bytes = -1", 13, ""),
+        ("package:some-pkg==1.0/pkg/m.gguf", "hub:org/name", 14, "files[0].sources[1]"),
+        ("package:some-pkg==1.0/", "package:some-pkg>=1.0/", 14, "NAME==VERSION"),
+        ("package:some-pkg==1.0/", "package:--index==1.0/", 14, "NAME==VERSION"),
+        ("==1.0/pkg/m.gguf", "==1.0/", 14, "MEMBER"),
         (
             "[\"file:weights/m.gguf\", \"package:some-pkg==1.0/pkg/m.gguf\"]",
             "[]",
-            12,
+            14,
             "at least one",
         ),
     ] {
@@ -89,7 +94,7 @@ fn each_mistake_is_named_with_its_line() {
     assert!(read(no_files).expect_err("no files").contains("files"));
     let twice = format!("{GOOD}[[files]]{}", GOOD.split("[[files]]").nth(1).expect("a file"));
     let error = read(&twice).expect_err("twice");
-    assert!(error.starts_with("dir/m.toml:14: ") && error.contains("there twice"), "{error}");
+    assert!(error.starts_with("dir/m.toml:16: ") && error.contains("there twice"), "{error}");
 }
 
 #[test]

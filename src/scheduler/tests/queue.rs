@@ -257,10 +257,12 @@ fn notes_tell_waits_and_gaps() {
     rig.generate(1, 0, &[1], 9);
     rig.now = 50;
     let step = rig.plan();
-    assert_eq!(rig.scheduler.notes().scheduled, [(LaneId(0), Micros(51))]);
+    let note = rig.scheduler.notes().scheduled[0];
+    assert_eq!((note.request, note.lane, note.waited), (RequestId(1), LaneId(0), Micros(51)));
     rig.now = 99;
     rig.commit(&step, 9);
     let note = rig.scheduler.notes().tokens[0];
+    assert_eq!(note.request, RequestId(1));
     assert_eq!((note.lane, note.first, note.after), (LaneId(0), true, Micros(100)));
     let step = rig.plan();
     assert!(rig.scheduler.notes().scheduled.is_empty());

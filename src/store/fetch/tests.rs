@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use zip::write::SimpleFileOptions;
 
-use super::{Fetch, Pip};
+use super::{Fetch, Pip, ensure_timed, places};
 use crate::config::manifest::{Manifest, ManifestFile, ManifestLimits};
 use crate::config::{Models, Verify};
 use crate::model::ModelTask;
@@ -65,6 +65,7 @@ impl Bench {
             owned_by: None,
             files,
             limits: ManifestLimits::default(),
+            objective: Default::default(),
             matryoshka: false,
             weight: 1.0,
             preload: true,
@@ -318,6 +319,42 @@ fn offline_lists_where_it_looked_and_fetches_nothing() {
     bench.models.offline = true;
     bench.ready();
     assert_eq!(bench.calls(), 1);
+}
+
+#[test]
+fn offline_also_says_where_the_hub_keeps_files() {
+    let mut bench = Bench::new();
+    let (commit, source) = ("0123456789".repeat(4), "hub:org/repo");
+    bench.models.offline = true;
+    bench.models.hub_cache = Some(bench.at("hub"));
+    bench.models.roots = vec![bench.at("root")];
+    bench.manifest.files[0].sources.insert(0, format!("{source}@{commit}/a/model.bin"));
+    let message = bench.refused().to_string();
+    let snapshot = format!("hub/models--org--repo/snapshots/{commit}/a/model.bin");
+    let [hub, root] = [&snapshot, "root/org/a-model/model.bin"].map(|path| bench.at(path));
+    for place in [hub, root] {
+        assert!(message.contains(&*place.to_string_lossy()), "{}: {message}", place.display());
+    }
+    assert!(message.contains(", and not fetched: models.offline is set"), "{message}");
+    let looked = places(&bench.manifest, &bench.models);
+    assert_eq!(looked[0].1[1..3], [bench.at("root/org/a-model/model.bin"), bench.at(&snapshot)]);
+}
+
+#[test]
+fn checksums_take_time_of_their_own() {
+    let mut bench = Bench::new();
+    let root = bench.at("root/org/a-model");
+    fs::create_dir_all(&root).expect("a folder");
+    fs::write(root.join("model.bin"), weights()).expect("a file");
+    fs::write(root.join("config.json"), b"{}\n").expect("a file");
+    bench.models.roots = vec![bench.at("root")];
+    let spent = || {
+        let (_, spent) = ensure_timed(&bench.manifest, &bench.models, &Progress::silent())
+            .expect("they are there");
+        spent
+    };
+    assert!(spent() > Duration::ZERO);
+    assert_eq!(spent(), Duration::ZERO, "stamped");
 }
 
 #[test]
