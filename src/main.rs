@@ -5,11 +5,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use sconce::config::error::ConfigError;
 use sconce::config::flags::Flags;
 use sconce::config::load::{Environment, load};
 use sconce::config::{Config, Log};
-use sconce::engine::start::StartError;
 use sconce::store::progress::Progress;
 use sconce::{check, models, plan, pull, serve};
 use tracing_subscriber::EnvFilter;
@@ -73,8 +71,6 @@ enum Format {
 
 // From sysexits.h.
 const USAGE: u8 = 64;
-const DATA: u8 = 65;
-const UNAVAILABLE: u8 = 69;
 const SOFTWARE: u8 = 70;
 const CONFIG: u8 = 78;
 
@@ -113,7 +109,7 @@ fn main() -> ExitCode {
         Command::Serve => {
             greet(&config);
             serve::run(config)
-                .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error)))
+                .unwrap_or_else(|error| fail(&format!("{error:#}"), serve::exit_code(&error)))
         }
         Command::Pull { models, to } => pull_models(&config, &pull::Wish { names: models, to }),
         Command::Models { output } => {
@@ -210,18 +206,4 @@ fn start_logging(log: &Log) {
 fn fail(message: &str, code: u8) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "sconce: {message}");
     code.into()
-}
-
-fn exit_code(error: &anyhow::Error) -> u8 {
-    if let Some(error) = error.downcast_ref::<ConfigError>() {
-        return error.exit_code();
-    }
-    match error.downcast_ref::<StartError>() {
-        Some(StartError::Fetch(error)) => error.exit_code(),
-        Some(StartError::Memory(_)) => CONFIG,
-        Some(StartError::Load { .. } | StartError::Text { .. }) => DATA,
-        Some(StartError::Device(_) | StartError::Gpu(_)) => UNAVAILABLE,
-        None if error.root_cause().is::<std::io::Error>() => UNAVAILABLE,
-        Some(StartError::WarmUp { .. }) | None => SOFTWARE,
-    }
 }

@@ -121,6 +121,10 @@ pub struct Admin {
     pub metrics_on_main: bool,
     /// Also listen on this Unix socket, for its owner alone.
     pub socket: Option<PathBuf>,
+    /// Where a container's runtime looks for the reason of its end; written only if it is there.
+    pub termination_log: PathBuf,
+    /// Where a process leaves its exit for the next one; none: in the cache, by host and port.
+    pub last_exit_file: Option<PathBuf>,
 }
 
 /// `[auth]`
@@ -169,10 +173,22 @@ pub struct Device {
     pub kind: DeviceKind,
     /// The same text whatever shares a batch, at the price of slower products of many rows.
     pub deterministic: bool,
-    /// Bytes of device memory to use; none: decided at start.
-    pub memory_limit: Option<u64>,
+    /// Device memory to use; none: decided at start.
+    pub memory_limit: Option<MemoryLimit>,
     /// Share of the device that this process pays for, 0..=1.
     pub share: f64,
+    /// Work that waits this long without a finished step means that the device hangs; none:
+    /// decided at start, longer on a processor.
+    pub stall: Option<Duration>,
+}
+
+/// How much of a device's memory a process may use.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MemoryLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// This part of the whole, 0..=1: for pods that share a device of any size.
+    Part(f64),
 }
 
 /// What computes.
@@ -267,6 +283,16 @@ impl Config {
     }
 }
 
+impl MemoryLimit {
+    /// In bytes, on a device of `total`.
+    pub fn bytes(self, total: u64) -> u64 {
+        match self {
+            MemoryLimit::Bytes(bytes) => bytes,
+            MemoryLimit::Part(part) => (total as f64 * part) as u64,
+        }
+    }
+}
+
 impl Log {
     /// Whether logs are JSON lines: as set, or else unless a person is watching.
     pub fn is_json(&self) -> bool {
@@ -302,7 +328,14 @@ impl Default for Server {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { hosts: values::loopback(), port: 9464, metrics_on_main: false, socket: None }
+        Self {
+            hosts: values::loopback(),
+            port: 9464,
+            metrics_on_main: false,
+            socket: None,
+            termination_log: "/dev/termination-log".into(),
+            last_exit_file: None,
+        }
     }
 }
 
@@ -327,7 +360,13 @@ impl Default for Drain {
 
 impl Default for Device {
     fn default() -> Self {
-        Self { kind: DeviceKind::Auto, deterministic: false, memory_limit: None, share: 1.0 }
+        Self {
+            kind: DeviceKind::Auto,
+            deterministic: false,
+            memory_limit: None,
+            share: 1.0,
+            stall: None,
+        }
     }
 }
 

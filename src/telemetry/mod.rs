@@ -1,6 +1,7 @@
 //! What happens, counted: call sites say what happened, `metrics.rs` knows the names, `cost.rs`
 //! knows the money. Never waits for the device.
 
+pub mod board;
 mod cost;
 mod exposition;
 mod histogram;
@@ -33,6 +34,7 @@ pub struct Telemetry {
     /// Model names by lane.
     models: Vec<String>,
     series: Series,
+    board: board::Board,
     ledger: Ledger,
     price: Option<Price>,
     published: Published,
@@ -72,6 +74,8 @@ pub struct Setup {
     pub device_uuid: String,
     /// Its MIG profile; empty without one.
     pub device_mig: String,
+    /// Exit code and reason of the process before this one.
+    pub last_exit: (String, String),
 }
 
 /// How a request ended.
@@ -164,6 +168,7 @@ impl Telemetry {
         Arc::new(Self {
             clock: Clock(Instant::now()),
             series: Series::new(&setup),
+            board: board::Board::new(&setup),
             ledger: Ledger::new(lanes, tenants::ROWS),
             price: setup.device_hourly_usd.map(|usd| Price::new(usd, setup.device_share)),
             published: Published::new(lanes),
@@ -316,7 +321,7 @@ impl Telemetry {
         }
     }
 
-    /// A step failed; `kind` is `panic`, `step` or `fatal`.
+    /// A step failed; `kind` is `panic`, `step`, `memory` or `fatal`.
     pub fn device_error(&self, kind: &'static str) {
         if let Some(kind) = index_of(&metrics::DEVICE_ERRORS, kind) {
             self.series.errors[kind].increment(1);
@@ -390,6 +395,7 @@ impl Telemetry {
         let mut page = self.series.handle.render();
         histogram::write_all(&mut page, &self.series.histograms);
         self.write_ledger(&mut page);
+        self.write_board(&mut page);
         page
     }
 
@@ -439,6 +445,7 @@ impl Default for Setup {
             device_name: String::new(),
             device_uuid: String::new(),
             device_mig: String::new(),
+            last_exit: ("none".to_owned(), "none".to_owned()),
         }
     }
 }

@@ -14,6 +14,7 @@ mod day;
 mod drain;
 mod encoder_api;
 mod encoders;
+mod failing;
 mod fixtures;
 mod fleet;
 mod formats;
