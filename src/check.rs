@@ -6,7 +6,7 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use crate::config::{Config, Cost, keys, price};
+use crate::config::{Config, Cost, MemoryLimit, keys, price};
 use crate::models::{self, Survey};
 use crate::store::fetch::places;
 use crate::table::Table;
@@ -76,7 +76,12 @@ impl Report {
             }
         }
         let weights: u64 = self.models.iter().map(|model| model.bytes).sum();
-        if let Some(limit) = config.device.memory_limit.filter(|limit| weights >= *limit) {
+        let limit = match config.device.memory_limit {
+            Some(MemoryLimit::Bytes(bytes)) => Some(bytes),
+            // Of which device is not known here.
+            Some(MemoryLimit::Part(_)) | None => None,
+        };
+        if let Some(limit) = limit.filter(|limit| weights >= *limit) {
             let text = format!(
                 "the models' files have {weights} bytes and device.memory_limit is {limit}: \
                  raise it, or serve fewer models"

@@ -5,11 +5,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use sconce::config::error::ConfigError;
 use sconce::config::flags::Flags;
 use sconce::config::load::{Environment, load};
 use sconce::config::{Config, Log};
-use sconce::engine::start::StartError;
 use sconce::store::progress::Progress;
 use sconce::{check, models, plan, pull, serve};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -75,8 +73,6 @@ enum Format {
 
 // From sysexits.h.
 const USAGE: u8 = 64;
-const DATA: u8 = 65;
-const UNAVAILABLE: u8 = 69;
 const SOFTWARE: u8 = 70;
 const CONFIG: u8 = 78;
 
@@ -116,7 +112,7 @@ fn main() -> ExitCode {
     }
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(config)
-            .unwrap_or_else(|error| fail(&format!("{error:#}"), exit_code(&error))),
+            .unwrap_or_else(|error| fail(&format!("{error:#}"), serve::exit_code(&error))),
         Command::Pull { models, to } => pull_models(&config, &pull::Wish { names: models, to }),
         Command::Models { output } => {
             let found = models::survey(&config);
@@ -185,7 +181,7 @@ fn pull_models(config: &Config, wish: &pull::Wish) -> ExitCode {
 ///
 /// # Errors
 /// A collector of spans that cannot be used.
-fn start_logging(log: &Log) -> Result<impl Sized, String> {
+fn start_logging(log: &Log) -> Result<impl Sized + use<>, String> {
     let filter = EnvFilter::new(log.filter.as_deref().unwrap_or("info"));
     let logs = fmt::layer().with_writer(std::io::stderr);
     let logs = if log.is_json() {
@@ -220,18 +216,4 @@ fn without_spans(filter: EnvFilter) -> EnvFilter {
 fn fail(message: &str, code: u8) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "sconce: {message}");
     code.into()
-}
-
-fn exit_code(error: &anyhow::Error) -> u8 {
-    if let Some(error) = error.downcast_ref::<ConfigError>() {
-        return error.exit_code();
-    }
-    match error.downcast_ref::<StartError>() {
-        Some(StartError::Fetch(error)) => error.exit_code(),
-        Some(StartError::Memory(_)) => CONFIG,
-        Some(StartError::Load { .. } | StartError::Text { .. }) => DATA,
-        Some(StartError::Device(_) | StartError::Gpu(_)) => UNAVAILABLE,
-        None if error.root_cause().is::<std::io::Error>() => UNAVAILABLE,
-        Some(StartError::WarmUp { .. }) | None => SOFTWARE,
-    }
 }

@@ -375,8 +375,14 @@ impl Sink {
             Task::Generate(generate) => 1 + generate.max_tokens as usize,
             Task::Encode(encode) => encode.inputs.len(),
         };
-        let (sender, receiver) = tokio::sync::mpsc::channel(events + 1);
+        // One more for the end, and one for who ends it in the engine's stead.
+        let (sender, receiver) = tokio::sync::mpsc::channel(events + 2);
         (Sink { events: sender, meter: Arc::new(Meter::of(task)) }, receiver)
+    }
+
+    /// A way to the request for when the engine says nothing any more.
+    pub fn weak(&self) -> WeakSink {
+        WeakSink(self.events.downgrade())
     }
 
     /// What is being sent, counted.
@@ -410,6 +416,25 @@ impl Sink {
     /// Whether the receiver is gone.
     pub fn is_cancelled(&self) -> bool {
         self.events.is_closed()
+    }
+}
+
+/// A way to a request that does not keep it open.
+#[derive(Debug)]
+pub struct WeakSink(tokio::sync::mpsc::WeakSender<Event>);
+
+impl WeakSink {
+    /// Whether more can be said to it.
+    pub fn is_open(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// Ends it, if it is open: once for a request.
+    pub fn fail(&self, error: &Error) {
+        if let Some(events) = self.0.upgrade() {
+            // A receiver that is gone needs no answer.
+            let _ = events.try_send(Event::Failed(error.clone()));
+        }
     }
 }
 

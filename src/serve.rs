@@ -18,13 +18,17 @@ use crate::admission::Front;
 use crate::admission::callers::Callers;
 use crate::banner::{self, Addresses};
 use crate::catalog::{Catalog, ModelCard};
+use crate::config::error::ConfigError;
 use crate::config::manifest::Manifest;
 use crate::config::{Config, Cost};
-use crate::engine::start::{Started, Startup};
-use crate::engine::{Ending, Engine, Links, fan_out};
+use crate::engine::start::{StartError, Started, Startup};
+use crate::engine::{Ending, Engine, Failure, Links, fan_out};
 use crate::http::listener::{Limits, Server, allow_connections};
 use crate::http::{admin_router, main_router};
-use crate::lifecycle::{Lifecycle, Phase, signal};
+use crate::lifecycle::last_words::{LastExit, LastWords, Reason};
+use crate::lifecycle::summary::DrainSummary;
+use crate::lifecycle::watchdog::{Pulse, Watchdog};
+use crate::lifecycle::{CUT, FAILED, Lifecycle, Phase, signal};
 use crate::store::progress::Progress;
 use crate::telemetry::price_file::PriceFile;
 use crate::telemetry::{Setup, Telemetry};
@@ -38,9 +42,6 @@ const KEYS_EVERY: Duration = Duration::from_secs(5);
 /// How often the price file is looked at.
 const PRICE_EVERY: Duration = Duration::from_secs(60);
 
-/// The summary's exit code when the engine died, or never came to life.
-const ENGINE_FAILED: u8 = 4;
-
 /// Threads for HTTP and tokenising. The device's threads come on top.
 const WORKERS_MAX: usize = 4;
 
@@ -50,8 +51,15 @@ const WORKERS_MAX: usize = 4;
 /// What kept it from starting.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let workers = crate::device::cpu::threads_available().clamp(1, WORKERS_MAX);
+    let (words, last_exit) = LastWords::open(&config);
+    let words = Arc::new(words);
     let (control, data) = runtimes(workers).context("cannot start the runtimes")?;
-    let ended = control.block_on(serve(Arc::new(config), data.handle().clone()));
+    let telemetry = telemetry(&config, last_exit);
+    let serving = serve(Arc::new(config), telemetry, Arc::clone(&words), data.handle().clone());
+    let ended = control.block_on(serving);
+    if let Err(error) = &ended {
+        words.say(exit_code(error), Reason::Start, &format!("{error:#}"));
+    }
     // A blocking job (a fetch, a long text) must not hold up the end.
     data.shutdown_background();
     control.shutdown_background();
@@ -66,8 +74,12 @@ fn runtimes(workers: usize) -> std::io::Result<(Runtime, Runtime)> {
     Ok((control, data))
 }
 
-async fn serve(config: Arc<Config>, data: Handle) -> anyhow::Result<ExitCode> {
-    let telemetry = telemetry(&config);
+async fn serve(
+    config: Arc<Config>,
+    telemetry: Arc<Telemetry>,
+    words: Arc<LastWords>,
+    data: Handle,
+) -> anyhow::Result<ExitCode> {
     let callers = Callers::open(&config.auth, Arc::clone(&telemetry))?;
     allow_connections(config.server.max_connections);
     let lifecycle = Lifecycle::new(config.drain.grace, Arc::clone(&telemetry));
@@ -92,14 +104,23 @@ async fn serve(config: Arc<Config>, data: Handle) -> anyhow::Result<ExitCode> {
     let (open, doors) = watch::channel(lifecycle.phase());
     let (servers, addresses) = listen(&config, &front, &doors, &data)?;
     tokio::spawn(upkeep(telemetry));
-    tokio::spawn(follow_keys(front));
+    tokio::spawn(follow_keys(Arc::clone(&front)));
+    tokio::spawn(give_up(front));
 
-    let engine = start_engine(startup, submissions, data, addresses)?;
+    let pulse = Arc::new(Pulse::default());
+    let watchdog = Watchdog {
+        pulse: Arc::clone(&pulse),
+        lifecycle: Arc::clone(&lifecycle),
+        words: Arc::clone(&words),
+    };
+    watchdog.start().context("cannot start the watchdog")?;
+    let engine = start_engine(startup, submissions, (pulse, Arc::clone(&words)), data, addresses)?;
     let failure = tokio::spawn(watch_engine(engine, lifecycle.clone()));
     let summary = tokio::select! {
         summary = lifecycle.clone().run() => summary,
         () = follow(lifecycle.watch(), &open) => unreachable!("phases do not end"),
     };
+    last_words(&words, &summary);
     // Both listeners answer while a last scrape is awaited: a closed port is a 502 at a proxy.
     lifecycle.linger(config.drain.linger).await;
     open.send_replace(Phase::Stopped);
@@ -109,7 +130,7 @@ async fn serve(config: Arc<Config>, data: Handle) -> anyhow::Result<ExitCode> {
     for server in servers {
         let _ = server.await;
     }
-    if summary.exit_code == ENGINE_FAILED
+    if summary.exit_code == FAILED
         && let Ok(Err(error)) = failure.await
     {
         return Err(error);
@@ -132,7 +153,7 @@ fn catalog(config: &Config) -> Catalog {
 }
 
 /// The counters: every series exists from here on.
-fn telemetry(config: &Config) -> Arc<Telemetry> {
+fn telemetry(config: &Config, last_exit: LastExit) -> Arc<Telemetry> {
     let models = config.manifests.iter().map(|manifest| (manifest.name.clone(), manifest.task));
     Telemetry::new(Setup {
         models: models.collect(),
@@ -142,6 +163,7 @@ fn telemetry(config: &Config) -> Arc<Telemetry> {
         vllm_metrics: config.admin.vllm_metrics,
         config_hash: config.hash(),
         device_name: "cpu".to_owned(),
+        last_exit: (last_exit.code, last_exit.reason),
         ..Setup::default()
     })
 }
@@ -184,6 +206,7 @@ fn listen(
 fn start_engine(
     startup: Startup,
     inbox: mpsc::Receiver<crate::request::Submission>,
+    (pulse, words): (Arc<Pulse>, Arc<LastWords>),
     data: Handle,
     addresses: Addresses,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<Ending>>> {
@@ -191,26 +214,37 @@ fn start_engine(
     // Bounded by what is in flight: a request causes no more events than its channel holds.
     let (deliveries, delivered) = mpsc::unbounded_channel();
     data.spawn(fan_out(delivered));
-    let (installer, installs) = std::sync::mpsc::channel();
+    // As many as there are models.
+    let (installer, installs) = mpsc::unbounded_channel();
     let links = Links {
         inbox,
         installs,
         deliveries,
         phase: startup.lifecycle.watch(),
         telemetry: Arc::clone(&startup.telemetry),
+        catalog: Arc::clone(&startup.catalog),
+        pulse,
     };
     let progress = Arc::new(Progress::choose(startup.config.log.is_json()));
     tokio::spawn(stop_fetching(startup.lifecycle.watch(), Arc::clone(&progress)));
     let run = move || {
         let _entered = data.enter();
-        let Started { scheduler, runner, slots, later, device } = startup.start(&progress)?;
-        let engine = Engine::new(scheduler, runner, slots, links);
+        let Started { scheduler, machine, patience, later, device } = startup.start(&progress)?;
+        links.pulse.set_patience(patience);
+        let engine = Engine::new(scheduler, machine, links);
+        let lifecycle = Arc::clone(&startup.lifecycle);
         startup.lifecycle.models_ready();
         banner::show(&startup.config, &addresses, &device, &mut std::io::stderr());
         if !later.is_empty() {
             std::thread::spawn(move || startup.load_later(later, &installer));
         }
-        anyhow::Ok(engine.run())
+        let ending = engine.run();
+        if let Ending::Failed(failure) = &ending {
+            // Here, where nothing has to be waited for.
+            words.say(FAILED, failure.reason, &failure.message);
+            lifecycle.engine_failed();
+        }
+        anyhow::Ok(ending)
     };
     let thread = std::thread::Builder::new().name("device".to_owned());
     let thread = thread.spawn(move || tell.send(run()));
@@ -223,11 +257,14 @@ async fn watch_engine(
     engine: oneshot::Receiver<anyhow::Result<Ending>>,
     lifecycle: Arc<Lifecycle>,
 ) -> anyhow::Result<()> {
-    let ending = engine.await.unwrap_or_else(|_| Ok(Ending::Failed("its thread panicked".into())));
+    let ending = engine.await.unwrap_or_else(|_| {
+        let message = "the device thread is gone".to_owned();
+        Ok(Ending::Failed(Failure { reason: Reason::Panic, message }))
+    });
     match ending {
         Ok(Ending::Stopped) => Ok(()),
-        Ok(Ending::Failed(reason)) => {
-            tracing::error!(reason, "the engine failed");
+        Ok(Ending::Failed(failure)) => {
+            tracing::error!(reason = failure.reason.as_str(), failure.message, "the engine failed");
             lifecycle.engine_failed();
             Ok(())
         }
@@ -237,6 +274,41 @@ async fn watch_engine(
             Err(error)
         }
     }
+}
+
+/// Says in a word how an orderly end went.
+fn last_words(words: &LastWords, summary: &DrainSummary) {
+    let DrainSummary { finished, cut, .. } = summary;
+    match summary.exit_code {
+        0 => words.say(0, Reason::Drained, &format!("{finished} requests were finished")),
+        CUT => {
+            let message = format!("{cut} requests were cut off, {finished} were finished");
+            words.say(CUT, Reason::Cut, &message);
+        }
+        // Whoever found out has said why; what cannot start is said with its own code.
+        _ => {}
+    }
+}
+
+/// The exit code of a server that cannot start, from sysexits.h.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<ConfigError>() {
+        return error.exit_code();
+    }
+    match error.downcast_ref::<StartError>() {
+        Some(StartError::Fetch(error)) => error.exit_code(),
+        Some(StartError::Memory(_)) => 78,
+        Some(StartError::Load { .. } | StartError::Text { .. }) => 65,
+        Some(StartError::Device(_) | StartError::Gpu(_)) => 69,
+        None if error.root_cause().is::<std::io::Error>() => 69,
+        Some(StartError::WarmUp { .. } | StartError::Panic(_)) | None => 70,
+    }
+}
+
+/// An engine that hangs tells nobody; the front does it then.
+async fn give_up(front: Arc<Front>) {
+    front.lifecycle.failed().await;
+    front.give_up();
 }
 
 /// Passes phases on to the listeners, but for the last: they stop after the last scrape.

@@ -3,6 +3,7 @@
 
 pub mod callers;
 pub mod encode;
+mod open;
 mod queue;
 mod quota;
 pub mod ticket;
@@ -28,6 +29,7 @@ use crate::request::{Events, Micros, Request, RequestId, Sink, Submission, Task,
 use crate::telemetry::{Rejection, Telemetry};
 use crate::text::{Message, ModelText};
 use callers::Callers;
+use open::OpenRequests;
 use queue::Bounds;
 use ticket::Ticket;
 
@@ -61,6 +63,7 @@ pub struct Front {
     pub inbox: mpsc::Sender<Submission>,
     /// One permit for each CPU-heavy job that may run beside the async threads.
     heavy: Arc<tokio::sync::Semaphore>,
+    open: OpenRequests,
     next_id: AtomicU64,
 }
 
@@ -98,6 +101,7 @@ impl Front {
             callers,
             inbox,
             heavy: Arc::new(tokio::sync::Semaphore::new(cores)),
+            open: OpenRequests::default(),
             next_id: AtomicU64::new(1),
         })
     }
@@ -266,6 +270,7 @@ impl Front {
         for ((permit, task), tokens) in permits.zip(tasks).zip(tokens) {
             let (sink, events) = Sink::for_task(&task);
             ticket.metered(sink.meter());
+            self.open.add([sink.weak()].into_iter());
             let request = Request {
                 id: RequestId(self.next_id.fetch_add(1, Ordering::Relaxed)),
                 lane: model.lane,
@@ -279,6 +284,12 @@ impl Front {
             receivers.push(events);
         }
         Ok(receivers)
+    }
+
+    /// Tells everybody in flight that the engine is gone, in its stead.
+    pub fn give_up(&self) {
+        let message = "the device failed and the server is restarting; try again";
+        self.open.fail_all(&Error::new(ErrorKind::DeviceFailed, message));
     }
 }
 

@@ -55,7 +55,8 @@ pub struct Flags {
     #[arg(long, global = true, help_heading = "Device")]
     pub deterministic: bool,
 
-    /// Device memory to use, as 4GiB [env: SCONCE_DEVICE_MEMORY_LIMIT] [default: what is free]
+    /// Device memory to use, as 4GiB or 45% [env: SCONCE_DEVICE_MEMORY_LIMIT] [default: what is
+    /// free]
     #[arg(long, global = true, value_name = "BYTES", help_heading = "Device")]
     pub device_memory_limit: Option<String>,
 

@@ -124,6 +124,10 @@ pub struct Admin {
     pub vllm_metrics: bool,
     /// Also listen on this Unix socket, for its owner alone.
     pub socket: Option<PathBuf>,
+    /// Where a container's runtime looks for the reason of its end; written only if it is there.
+    pub termination_log: PathBuf,
+    /// Where a process leaves its exit for the next one; none: in the cache, by host and port.
+    pub last_exit_file: Option<PathBuf>,
 }
 
 /// `[auth]`
@@ -172,10 +176,22 @@ pub struct Device {
     pub kind: DeviceKind,
     /// The same text whatever shares a batch, at the price of slower products of many rows.
     pub deterministic: bool,
-    /// Bytes of device memory to use; none: decided at start.
-    pub memory_limit: Option<u64>,
+    /// Device memory to use; none: decided at start.
+    pub memory_limit: Option<MemoryLimit>,
     /// Share of the device that this process pays for, 0..=1.
     pub share: f64,
+    /// Work that waits this long without a finished step means that the device hangs; none:
+    /// decided at start, longer on a processor.
+    pub stall: Option<Duration>,
+}
+
+/// How much of a device's memory a process may use.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MemoryLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// This part of the whole, 0..=1: for pods that share a device of any size.
+    Part(f64),
 }
 
 /// What computes.
@@ -283,6 +299,16 @@ impl Cost {
     }
 }
 
+impl MemoryLimit {
+    /// In bytes, on a device of `total`.
+    pub fn bytes(self, total: u64) -> u64 {
+        match self {
+            MemoryLimit::Bytes(bytes) => bytes,
+            MemoryLimit::Part(part) => (total as f64 * part) as u64,
+        }
+    }
+}
+
 impl Log {
     /// Whether logs are JSON lines: as set, or else unless a person is watching.
     pub fn is_json(&self) -> bool {
@@ -324,6 +350,8 @@ impl Default for Admin {
             metrics_on_main: false,
             vllm_metrics: false,
             socket: None,
+            termination_log: "/dev/termination-log".into(),
+            last_exit_file: None,
         }
     }
 }
@@ -349,7 +377,13 @@ impl Default for Drain {
 
 impl Default for Device {
     fn default() -> Self {
-        Self { kind: DeviceKind::Auto, deterministic: false, memory_limit: None, share: 1.0 }
+        Self {
+            kind: DeviceKind::Auto,
+            deterministic: false,
+            memory_limit: None,
+            share: 1.0,
+            stall: None,
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //! [`Config`] and back; not where the text came from.
 
 use super::values::{
-    Parsed, count, device, endpoint, header, hosts, join, number, path, port, seconds, secret,
-    show_device, show_size, size, switch, whole,
+    Parsed, count, device, endpoint, header, hosts, join, memory, number, path, port, seconds,
+    secret, show_device, show_memory, show_size, size, switch, whole,
 };
 use super::{Config, Verify};
 
@@ -116,6 +116,18 @@ const SERVER: &[Setting] = &[
         get: |c| shown(c.admin.socket.as_deref()),
     },
     Setting {
+        key: "admin.termination_log",
+        env: &["SCONCE_TERMINATION_LOG"],
+        set: |c, t| path(t).map(|v| c.admin.termination_log = v),
+        get: |c| c.admin.termination_log.display().to_string(),
+    },
+    Setting {
+        key: "admin.last_exit_file",
+        env: &["SCONCE_LAST_EXIT_FILE"],
+        set: |c, t| path(t).map(|v| c.admin.last_exit_file = Some(v)),
+        get: |c| shown(c.admin.last_exit_file.as_deref()),
+    },
+    Setting {
         key: "auth.keys_file",
         env: &["SCONCE_KEYS_FILE"],
         set: |c, t| path(t).map(|v| c.auth.keys_file = Some(v)),
@@ -220,8 +232,14 @@ const DEVICE: &[Setting] = &[
     Setting {
         key: "device.memory_limit",
         env: &["SCONCE_DEVICE_MEMORY_LIMIT"],
-        set: |c, t| size(t, MIB..=16 * TIB).map(|v| c.device.memory_limit = Some(v)),
-        get: |c| c.device.memory_limit.map(show_size).unwrap_or_default(),
+        set: |c, t| memory(t, MIB..=16 * TIB).map(|v| c.device.memory_limit = Some(v)),
+        get: |c| c.device.memory_limit.map(show_memory).unwrap_or_default(),
+    },
+    Setting {
+        key: "device.stall_seconds",
+        env: &["SCONCE_DEVICE_STALL_SECONDS"],
+        set: |c, t| seconds(t, 1.0..=3600.0).map(|v| c.device.stall = Some(v)),
+        get: |c| c.device.stall.map(|v| v.as_secs_f64().to_string()).unwrap_or_default(),
     },
     Setting {
         key: "device.share",

@@ -9,7 +9,7 @@ use clap::Parser;
 use super::error::{ConfigError, Fault};
 use super::flags::Flags;
 use super::load::{Environment, load};
-use super::{Config, Source, cache, manifest, settings};
+use super::{Config, MemoryLimit, Source, cache, manifest, settings};
 
 #[derive(Debug, Parser)]
 struct Line {
@@ -157,6 +157,8 @@ fn every_setting_has_a_range_and_says_so() {
         ("auth.keys_file", &[""]),
         ("auth.tenant_header", &["", "x y", "x:y"]),
         ("auth.open_metrics", &["maybe"]),
+        ("admin.termination_log", &[""]),
+        ("admin.last_exit_file", &[""]),
         ("auth.no_auth", &["maybe"]),
         ("limits.max_wait_seconds", &["0", "3601"]),
         ("limits.queue_requests", &["0", "many"]),
@@ -169,7 +171,8 @@ fn every_setting_has_a_range_and_says_so() {
         ("scheduler.step_target_seconds", &["0", "1.1"]),
         ("scheduler.kv_bytes", &["1", "17TiB"]),
         ("device.kind", &["gpu", "CUDA", ""]),
-        ("device.memory_limit", &["1", "80%", "17TiB"]),
+        ("device.memory_limit", &["1", "1.5", "0.001", "120%", "%", "17TiB"]),
+        ("device.stall_seconds", &["0", "never"]),
         ("device.share", &["0", "1.01", "half"]),
         ("cost.device_hourly_usd", &["0", "-1", "$3"]),
         ("cpu.threads", &["0", "1025", "auto"]),
@@ -230,7 +233,8 @@ fn values_of_every_form_are_read() {
     let config = with(toml, &words, &[("SCONCE_DEVICE_HOURLY_USD", "2.5")]).expect("valid");
     assert_eq!(super::values::join(&config.server.hosts, ","), "10.0.0.1,::");
     assert_eq!((config.server.port, config.server.max_body_bytes), (8080, 3 << 19));
-    assert_eq!((config.device.memory_limit, config.device.share), (Some(4 << 30), 0.25));
+    let limit = Some(MemoryLimit::Bytes(4 << 30));
+    assert_eq!((config.device.memory_limit, config.device.share), (limit, 0.25));
     assert_eq!(config.models.roots, [Path::new("/a"), Path::new("/b c")]);
     assert!(config.models.offline && config.auth.no_auth);
     assert_eq!(config.scheduler.kv_bytes, Some(256 << 20));
@@ -241,6 +245,22 @@ fn values_of_every_form_are_read() {
         (shown("device.memory_limit"), shown("models.roots")),
         ("4GiB".into(), "/a:/b c".into())
     );
+}
+
+#[test]
+fn a_memory_limit_is_bytes_or_a_part() {
+    let limit = |text: &str| {
+        let config = with("", &["--device-memory-limit", text], &[]).expect("valid");
+        config.device.memory_limit.expect("set").bytes(80 << 30)
+    };
+    for part in ["0.25", "25%", "25 %"] {
+        assert_eq!(limit(part), 20 << 30, "{part}");
+    }
+    assert_eq!((limit("1.0"), limit("100%")), (80 << 30, 80 << 30));
+    assert_eq!((limit("1.5GiB"), limit("2097152")), (3 << 29, 2 << 20));
+    let config = with("[device]\nmemory_limit = 1.0", &[], &[]).expect("valid");
+    let shown = config.values.iter().find(|one| one.key == "device.memory_limit");
+    assert_eq!(shown.expect("there").value, "1.0");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::DeviceKind;
+use super::{DeviceKind, MemoryLimit};
 
 /// A parsed value, or what would be allowed.
 pub(crate) type Parsed<T> = Result<T, String>;
@@ -68,6 +68,32 @@ fn bytes(text: &str) -> Option<u64> {
     }
     let product = number.parse::<f64>().ok()? * *factor as f64;
     (product >= 0.0 && product < u64::MAX as f64).then_some(product as u64)
+}
+
+/// Bytes in `range`, or a part of the whole: `0.45`, `45%`.
+pub(super) fn memory(text: &str, range: RangeInclusive<u64>) -> Parsed<MemoryLimit> {
+    let text = text.trim();
+    let part = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse::<f64>().ok().map(|percent| percent / 100.0),
+        // A number without a point and a unit counts bytes.
+        None => text.contains('.').then(|| text.parse::<f64>().ok()).flatten(),
+    };
+    match part {
+        Some(part) if (0.01..=1.0).contains(&part) => Ok(MemoryLimit::Part(part)),
+        Some(_) => Err("a part from 0.01 to 1.0, or from 1% to 100%, or bytes, as 4GiB".into()),
+        None => size(text, range).map(MemoryLimit::Bytes).map_err(|allowed| {
+            format!("{allowed}, or a part of the device's memory, as 0.45 or 45%")
+        }),
+    }
+}
+
+/// As [`memory`] reads it.
+pub(super) fn show_memory(limit: MemoryLimit) -> String {
+    match limit {
+        MemoryLimit::Bytes(bytes) => show_size(bytes),
+        // With a point, also where the part is whole.
+        MemoryLimit::Part(part) => format!("{part:?}"),
+    }
 }
 
 /// Bytes in the largest unit that leaves no rest.

@@ -5,4 +5,5 @@ pub mod arena;
 pub mod cpu;
 pub mod cuda;
 pub mod memory;
+pub mod nvml;
 pub mod threads;

@@ -2,10 +2,12 @@
 //! once at start. Afterwards memory is a scheduling matter, never a failed allocation.
 
 use crate::arch::Outline;
+use crate::config::MemoryLimit;
+use crate::engine::warmup::TRIAL_BLOCKS;
 use crate::kernels::builder::Capacity;
 use crate::kernels::ops::KvShape;
 use crate::request::Micros;
-use crate::scheduler::step::{BLOCK_TOKENS, MAX_SEATS};
+use crate::scheduler::step::{BLOCK_TOKENS, TRIAL_SEAT};
 use crate::scheduler::{LaneConfig, LaneKind};
 
 /// Rows (token positions) in the largest step on a CPU: enough to amortise the weights many
@@ -17,6 +19,9 @@ const SEATS_DEFAULT: u32 = 64;
 
 /// A loan of pages is a group: one super-page for each layer. It should stay below this.
 const GROUP_BYTES: usize = 4 << 20;
+
+/// What the driver may still want, by default.
+const DRIVER_BYTES: u64 = 512 << 20;
 
 /// KV memory beyond the guarantees that a CPU gives by default. Pages are touched only when used.
 const KV_BYTES_DEFAULT: u64 = 512 << 20;
@@ -45,6 +50,19 @@ pub struct Ledger {
     pub workspace: u64,
     /// All of it must stay below this.
     pub limit: u64,
+    /// What others hold of the device, and the driver.
+    pub others: u64,
+}
+
+/// A device's memory before this process reserves any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// All of it.
+    pub total: u64,
+    /// What can still be had.
+    pub free: u64,
+    /// Whether memory that is not free cannot be had in any way: a GPU's, not a machine's.
+    pub strict: bool,
 }
 
 /// How the KV region is cut.
@@ -52,8 +70,10 @@ pub struct Ledger {
 pub struct Pages {
     /// Bytes of a super-page, the same for all lanes.
     pub page_bytes: usize,
-    /// Super-pages in the region.
+    /// Super-pages for requests.
     pub count: u32,
+    /// Super-pages behind these, for steps that try a model.
+    pub scratch: u32,
 }
 
 /// What one lane may use.
@@ -70,7 +90,7 @@ pub fn capacity(outline: &Outline, wish: &Wish) -> Capacity {
     let context = wish.context.map_or(outline.context, |limit| outline.context.min(limit as usize));
     match outline.kv {
         Some(_) => {
-            let seats = wish.seats.unwrap_or(SEATS_DEFAULT).min(MAX_SEATS as u32) as usize;
+            let seats = wish.seats.unwrap_or(SEATS_DEFAULT).min(TRIAL_SEAT.0) as usize;
             Capacity { rows: ROWS_MAX.max(seats), yields: seats, context }
         }
         None => {
@@ -94,7 +114,37 @@ pub fn page_bytes(kvs: &[KvShape]) -> usize {
 
 /// The limit of a device with `total` bytes of which `free` can still be had, unless it is set.
 pub fn default_limit(total: u64, free: u64) -> u64 {
-    (total / 10 * 9).min(free.saturating_sub(512 << 20))
+    (total / 10 * 9).min(free.saturating_sub(DRIVER_BYTES))
+}
+
+impl Device {
+    /// What others hold of it, and the driver.
+    pub fn others(&self) -> u64 {
+        self.total.saturating_sub(self.free)
+    }
+
+    /// What this process may use: what is asked for, else nearly all that is free.
+    ///
+    /// # Errors
+    /// More is asked for than others leave.
+    pub fn limit(&self, asked: Option<MemoryLimit>) -> Result<u64, String> {
+        let Device { total, free, strict } = *self;
+        let Some(asked) = asked else {
+            return Ok(default_limit(total, free));
+        };
+        let limit = asked.bytes(total);
+        if strict && limit > free {
+            return Err(format!(
+                "device.memory_limit is {}, and {} of the device's {} are free: other processes \
+                 and the driver hold {}. Lower it, or let them go",
+                mib(limit),
+                mib(free),
+                mib(total),
+                mib(self.others())
+            ));
+        }
+        Ok(limit)
+    }
 }
 
 /// Cuts the KV region: every lane's guarantee (one request of its longest context), and what is
@@ -116,27 +166,32 @@ pub fn pages(
             Some(u64::from(groups_for(capacity.context, &kv, page_bytes)) * kv.layers as u64)
         })
         .sum();
-    let guaranteed_bytes = guaranteed * page_bytes as u64;
+    let blocks = |kv: &KvShape| TRIAL_BLOCKS.div_ceil((page_bytes / kv.block_bytes()).max(1));
+    let scratch = kvs.iter().map(|kv| (kv.layers * blocks(kv)) as u32).max().unwrap_or(0);
+    let scratch_bytes = u64::from(scratch) * page_bytes as u64;
+    let guaranteed_bytes = guaranteed * page_bytes as u64 + scratch_bytes;
     let taken = ledger.weights + ledger.workspace;
     let left = ledger.limit.saturating_sub(taken);
     if left < guaranteed_bytes {
         return Err(format!(
             "the models need {} for weights, {} for workspace and {} of KV cache for one request \
-             of the longest context each; device.memory_limit is {}: {} short. Raise it, lower \
-             limits.context in a manifest, or serve fewer models",
+             of the longest context each; device.memory_limit is {}: {} short ({} of the device \
+             are held by other processes and the driver). Raise it, lower limits.context in a \
+             manifest, or serve fewer models",
             mib(ledger.weights),
             mib(ledger.workspace),
             mib(guaranteed_bytes),
             mib(ledger.limit),
-            mib(guaranteed_bytes - left)
+            mib(guaranteed_bytes - left),
+            mib(ledger.others)
         ));
     }
     if kvs.is_empty() {
-        return Ok(Pages { page_bytes, count: 0 });
+        return Ok(Pages { page_bytes, count: 0, scratch });
     }
     let wanted = asked.unwrap_or(KV_BYTES_DEFAULT).clamp(guaranteed_bytes, left);
-    let count = (wanted / page_bytes as u64).max(guaranteed);
-    Ok(Pages { page_bytes, count: u32::try_from(count).unwrap_or(u32::MAX) })
+    let count = ((wanted - scratch_bytes) / page_bytes as u64).max(guaranteed);
+    Ok(Pages { page_bytes, count: u32::try_from(count).unwrap_or(u32::MAX), scratch })
 }
 
 /// The lane's configuration for the scheduler; `cost` is what warm-up measured.
@@ -206,13 +261,35 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_too_small_says_what_is_short() {
-        let ledger = Ledger { weights: 100 << 20, kv: 0, workspace: 50 << 20, limit: 200 << 20 };
+        let (weights, workspace, limit) = (100 << 20, 50 << 20, 200 << 20);
+        let ledger = Ledger { weights, workspace, limit, kv: 0, others: 3 << 30 };
         let error = pages(&[lane(Some(SMOLLM2), 8192)], None, ledger).unwrap_err();
         assert!(error.contains("short") && error.contains("device.memory_limit"), "{error}");
+        assert!(error.contains("3072 MiB of the device are held"), "{error}");
         let roomy = Ledger { limit: 4 << 30, ..ledger };
         let cut = pages(&[lane(Some(SMOLLM2), 8192)], None, roomy).unwrap();
-        assert_eq!(cut.count as u64 * cut.page_bytes as u64, KV_BYTES_DEFAULT);
+        let taken = u64::from(cut.count + cut.scratch);
+        assert_eq!(taken * cut.page_bytes as u64, KV_BYTES_DEFAULT);
+        assert_eq!(cut.scratch, 30, "a block in each layer, five fit in a page");
         let encoders = pages(&[lane(None, 256)], None, roomy).unwrap();
         assert_eq!(encoders.count, 0);
+    }
+
+    #[test]
+    fn pods_on_one_device_keep_to_their_parts() {
+        // The second of two pods with half a GPU each: the first has taken its half.
+        let device = |free| Device { total: 80 << 30, free, strict: true };
+        let (half, bytes) = (MemoryLimit::Part(0.45), MemoryLimit::Bytes(36 << 30));
+        for asked in [half, bytes] {
+            assert_eq!(device(43 << 30).limit(Some(asked)), Ok(36 << 30));
+            let error = device(20 << 30).limit(Some(asked)).unwrap_err();
+            assert!(error.contains("is 36864 MiB, and 20480 MiB"), "{error}");
+            assert!(error.contains("hold 61440 MiB"), "{error}");
+        }
+        assert_eq!(device(43 << 30).limit(None), Ok((43 << 30) - (512 << 20)));
+        assert_eq!(device(80 << 30).limit(None), Ok(72 << 30));
+        // A machine gives back what it cached, so what is free there is no limit.
+        let machine = Device { strict: false, ..device(20 << 30) };
+        assert_eq!(machine.limit(Some(half)), Ok(36 << 30));
     }
 }

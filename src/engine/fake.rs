@@ -1,4 +1,4 @@
-//! A runner without a device: answers at once, or after a given time, and can be told to fail.
+//! A runner without a device: answers at once, or after a given time; `faults.rs` makes it fail.
 //! For tests of the loop and of the front, and for measuring the front alone.
 
 use std::collections::VecDeque;
@@ -20,21 +20,8 @@ pub struct FakeDevice {
     pub step: Duration,
     /// Time of each row.
     pub row: Duration,
-    /// Steps (counted from 0) that fail, and how.
-    pub faults: Vec<(u64, Fault)>,
-}
-
-/// A way to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The step panics.
-    Panic,
-    /// The step fails, the device goes on.
-    Step,
-    /// The device is dead.
-    Fatal,
-    /// The step takes a second longer.
-    Stall,
+    /// Models that cannot be installed at first, because there is no memory for them.
+    pub full: u32,
 }
 
 /// Runs nothing, plausibly.
@@ -42,13 +29,12 @@ pub enum Fault {
 pub struct FakeRunner {
     device: FakeDevice,
     done: VecDeque<(SlotId, Outcome)>,
-    steps: u64,
 }
 
 impl FakeRunner {
     /// A runner over `device`.
     pub fn new(device: FakeDevice) -> Self {
-        Self { device, done: VecDeque::new(), steps: 0 }
+        Self { device, done: VecDeque::new() }
     }
 
     fn answer(&self, step: &Step, outcome: &mut Outcome) {
@@ -73,20 +59,7 @@ impl FakeRunner {
 
 impl Runner for FakeRunner {
     fn submit(&mut self, step: &Step) -> Result<(), StepError> {
-        let number = self.steps;
-        self.steps += 1;
-        let fault = self.device.faults.iter().find(|(at, _)| *at == number).map(|(_, how)| *how);
-        let mut time = self.device.step + self.device.row * step.rows() as u32;
-        match fault {
-            Some(Fault::Panic) => panic!("told to panic"),
-            Some(Fault::Step) => return Err(StepError::step("told to fail")),
-            Some(Fault::Fatal) => {
-                let message = "told to die".into();
-                return Err(StepError { message, kind: StepErrorKind::Fatal });
-            }
-            Some(Fault::Stall) => time += Duration::from_secs(1),
-            None => {}
-        }
+        let time = self.device.step + self.device.row * step.rows() as u32;
         if !time.is_zero() {
             std::thread::sleep(time);
         }
@@ -105,6 +78,11 @@ impl Runner for FakeRunner {
     }
 
     fn install(&mut self, _lane: LaneId, _model: LoadedModel) -> Result<(), StepError> {
-        Ok(())
+        if self.device.full == 0 {
+            return Ok(());
+        }
+        self.device.full -= 1;
+        let message = "no memory for a model".to_owned();
+        Err(StepError { message, kind: StepErrorKind::Memory })
     }
 }

@@ -18,9 +18,6 @@ use crate::scheduler::step::{Grant, Input, Outcome, Output, SlotId, Span, Step};
 /// Execution slots of a GPU, and uncommitted steps a slot: one runs while the next is planned.
 pub const GPU_SLOTS: (u8, u8) = (1, DEPTH as u8);
 
-/// Memory that the driver and its context take beside what is reserved.
-const DRIVER_BYTES: u64 = 512 << 20;
-
 /// The runner of a GPU.
 #[derive(Debug)]
 pub struct GpuRunner {
@@ -37,16 +34,6 @@ pub struct GpuRunner {
 /// There is none, its driver is too old, or this program was built without CUDA.
 pub fn open() -> Result<Box<dyn Gpu>, GpuError> {
     cuda::open(crate::kernels::cuda::IMAGE)
-}
-
-/// Bytes that one process may use of the device by default: what is free, less what the driver
-/// will want.
-///
-/// # Errors
-/// The device failed.
-pub fn memory_by_default(gpu: &mut dyn Gpu) -> Result<u64, GpuError> {
-    let total = gpu.info().memory;
-    Ok((total / 10 * 9).min(gpu.free_bytes()?.saturating_sub(DRIVER_BYTES)))
 }
 
 /// Bytes that a program takes on the device beside its weights, about: rows, and as much again
@@ -124,7 +111,10 @@ impl Runner for GpuRunner {
         let index = lane.0 as usize;
         let program = &model.program;
         let installed = self.executor.install(index, program);
-        let bytes = installed.map_err(|error| StepError::step(error.to_string()))?;
+        let bytes = installed.map_err(|error| match error.device() {
+            Some(device) => failed(&device.clone().into()),
+            None => StepError::step(error.to_string()),
+        })?;
         let graphs = self.executor.record(index).map_err(|error| failed(&error.into()))?;
         self.layers[index] = Some(program.kv.map_or(0, |kv| kv.layers as u32));
         tracing::info!(%lane, bytes, graphs, "model is on the device");
@@ -156,7 +146,7 @@ fn failed(error: &RunError) -> StepError {
         Some(fault) if fault != Fault::Call => format!("{}: {error}", fault.as_str()),
         _ => error.to_string(),
     };
-    let kind = if error.is_sticky() { StepErrorKind::Fatal } else { StepErrorKind::Step };
+    let kind = error.fault().map_or(StepErrorKind::Step, StepErrorKind::of);
     StepError { message, kind }
 }
 

@@ -1,9 +1,13 @@
 //! The device thread: admit, plan, run, commit; block on the inbox when there is nothing to plan.
 //! Knows no HTTP and no text: requests come in as token ids, events go out by the batch.
 
+pub mod board;
 pub mod budget;
 pub mod fake;
+pub mod faults;
 pub mod gpu_runner;
+pub mod lanes;
+pub mod later;
 pub mod model_runner;
 pub mod residency;
 pub mod runner;
@@ -21,10 +25,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::catalog::Catalog;
+use crate::engine::lanes::Lanes;
 use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Phase;
+use crate::lifecycle::last_words::Reason;
+use crate::lifecycle::watchdog::Pulse;
 use crate::request::{Event, LaneId, Micros, Request, RequestId, Sink, Submission, TenantId};
 use crate::scheduler::step::{Outcome, SlotId, Step};
 use crate::scheduler::{Load, Said, Scheduler};
@@ -32,9 +40,6 @@ use crate::telemetry::{StepReport, Telemetry};
 
 /// One step's events, each with the way to its request.
 pub type Delivery = Vec<(Sink, Event)>;
-
-/// Steps that may fail in a row before the device counts as dead.
-const FAILURES_MAX: u32 = 3;
 
 /// How often an engine looks up that has requests and nothing to do for them.
 const IDLE_TICK: Duration = Duration::from_millis(50);
@@ -56,13 +61,17 @@ pub struct Links {
     /// Requests come in here.
     pub inbox: mpsc::Receiver<Submission>,
     /// Models that are loaded while others serve.
-    pub installs: std::sync::mpsc::Receiver<Install>,
+    pub installs: mpsc::UnboundedReceiver<Install>,
     /// Events go out here, one batch a step.
     pub deliveries: mpsc::UnboundedSender<Delivery>,
     /// The engine stops when this says `Closing`.
     pub phase: watch::Receiver<Phase>,
     /// Counts everything.
     pub telemetry: Arc<Telemetry>,
+    /// Learns of models that cannot go on.
+    pub catalog: Arc<Catalog>,
+    /// Shows that the engine is alive.
+    pub pulse: Arc<Pulse>,
 }
 
 /// How an engine ended.
@@ -71,13 +80,33 @@ pub enum Ending {
     /// It was told to stop.
     Stopped,
     /// The device, or the engine itself, cannot go on.
-    Failed(String),
+    Failed(Failure),
+}
+
+/// Why an engine cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// In a word.
+    pub reason: Reason,
+    /// In a line.
+    pub message: String,
+}
+
+/// What runs the steps of an engine.
+pub struct Machine {
+    /// A device.
+    pub runner: Box<dyn Runner>,
+    /// What it has of each lane.
+    pub lanes: Lanes,
+    /// Its execution slots, and uncommitted steps a slot, as the scheduler was told.
+    pub slots: (u8, u8),
 }
 
 /// The loop and its state.
 pub struct Engine {
     scheduler: Scheduler,
     runner: Box<dyn Runner>,
+    lanes: Lanes,
     links: Links,
     live: HashMap<RequestId, Live>,
     slots: Vec<Slot>,
@@ -89,7 +118,6 @@ pub struct Engine {
     /// Rows of a step by tenant.
     tenants: Vec<(TenantId, u32)>,
     load: Load,
-    failures: u32,
 }
 
 /// A request about which something is still to be said.
@@ -114,17 +142,13 @@ impl Live {
 }
 
 impl Engine {
-    /// An engine over `runner` with as many slots and uncommitted steps a slot as the scheduler
-    /// was told.
-    pub fn new(
-        scheduler: Scheduler,
-        runner: Box<dyn Runner>,
-        (slots, depth): (u8, u8),
-        links: Links,
-    ) -> Self {
+    /// An engine that runs what `scheduler` plans on `machine`.
+    pub fn new(scheduler: Scheduler, machine: Machine, links: Links) -> Self {
+        let Machine { runner, lanes, slots: (slots, depth) } = machine;
         Self {
             scheduler,
             runner,
+            lanes,
             links,
             live: HashMap::new(),
             slots: (0..slots).map(|_| Slot::default()).collect(),
@@ -135,7 +159,6 @@ impl Engine {
             gone: Vec::new(),
             tenants: Vec::new(),
             load: Load::default(),
-            failures: 0,
         }
     }
 
@@ -143,11 +166,16 @@ impl Engine {
     /// with a retryable error. Must be called inside a tokio runtime's context.
     pub fn run(mut self) -> Ending {
         let ending = catch_unwind(AssertUnwindSafe(|| self.turns()))
-            .unwrap_or_else(|panic| Ending::Failed(format!("panic: {}", panic_text(&*panic))));
+            .unwrap_or_else(|panic| Ending::Failed(Failure::panic(&*panic)));
+        self.links.pulse.working(false);
         if matches!(ending, Ending::Failed(_)) {
             self.links.telemetry.device_error("fatal");
         }
         self.end_all(&ending);
+        if matches!(ending, Ending::Failed(_)) {
+            // Giving memory back would wait for a device that may never answer again.
+            std::mem::forget(self.runner);
+        }
         ending
     }
 
@@ -156,9 +184,12 @@ impl Engine {
             if *self.links.phase.borrow() >= Phase::Closing {
                 return Ending::Stopped;
             }
-            self.install();
+            while let Ok(install) = self.links.installs.try_recv() {
+                self.install(install);
+            }
             self.receive();
             self.drop_cancelled();
+            self.links.pulse.working(!self.scheduler.is_idle() || self.lanes.have_trials());
             if let Err(failure) = self.turn() {
                 return Ending::Failed(failure);
             }
@@ -166,30 +197,38 @@ impl Engine {
     }
 
     /// One round: fill every slot, then take in the oldest step of each.
-    fn turn(&mut self) -> Result<(), String> {
+    fn turn(&mut self) -> Result<(), Failure> {
         let telemetry = Arc::clone(&self.links.telemetry);
         let held = telemetry.occupy();
+        let trial = self.lanes.wants_device();
         for slot in 0..self.slots.len() {
-            while self.slots[slot].steps.len() < self.depth && self.dispatch(slot)? {}
+            while !trial && self.slots[slot].steps.len() < self.depth && self.dispatch(slot)? {}
         }
         let mut idle = true;
         for slot in 0..self.slots.len() {
-            if let Some(step) = self.slots[slot].steps.pop_front() {
+            // A trial waits until nothing else is on the device.
+            while let Some(step) = self.slots[slot].steps.pop_front() {
                 idle = false;
                 self.take_in(step)?;
+                if !trial {
+                    break;
+                }
             }
+        }
+        if trial {
+            self.try_lane()?;
         }
         drop(held);
         self.deliver();
         self.publish();
-        if idle {
+        if idle && !self.lanes.have_trials() {
             self.wait();
         }
         Ok(())
     }
 
     /// Plans and submits one step; false when there is nothing to do for this slot.
-    fn dispatch(&mut self, slot: usize) -> Result<bool, String> {
+    fn dispatch(&mut self, slot: usize) -> Result<bool, Failure> {
         let mut step = self.spare.pop().unwrap_or_default();
         step.clear();
         let now = self.links.telemetry.now();
@@ -213,13 +252,14 @@ impl Engine {
     }
 
     /// Waits for a submitted step and commits it.
-    fn take_in(&mut self, step: Step) -> Result<(), String> {
+    fn take_in(&mut self, step: Step) -> Result<(), Failure> {
         self.outcome.clear();
         let (runner, outcome) = (&mut self.runner, &mut self.outcome);
         if let Err(error) = guarded(|| runner.collect(step.slot, outcome)) {
             return self.step_failed(step, &error);
         }
-        self.failures = 0;
+        self.links.pulse.step_done();
+        self.lanes.succeeded(step.lane);
         let now = self.links.telemetry.now();
         self.scheduler.commit(now, &step, &self.outcome, &mut self.said);
         self.report(&step);
@@ -227,18 +267,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the step's requests; the server goes on unless the device is dead.
-    fn step_failed(&mut self, step: Step, error: &StepError) -> Result<(), String> {
+    /// Ends the step's requests, or lets them wait if there was no memory; the server goes on
+    /// unless the device is dead.
+    fn step_failed(&mut self, step: Step, error: &StepError) -> Result<(), Failure> {
         let lane = step.lane;
-        let kind = error.kind.as_str();
-        tracing::error!(%lane, step = step.id.0, kind, %error, "step failed");
-        let fatal = error.kind == StepErrorKind::Fatal;
-        if !fatal {
-            self.links.telemetry.device_error(kind);
-        }
-        self.failures += 1;
-        if fatal || self.failures >= FAILURES_MAX {
-            return Err(error.to_string());
+        let (kind, rows) = (error.kind.as_str(), step.rows());
+        tracing::error!(%lane, step = step.id.0, rows, kind, %error, "step failed");
+        self.count(error);
+        self.links.pulse.step_done();
+        match error.kind {
+            StepErrorKind::Fatal => return Err(Failure::device(error)),
+            StepErrorKind::Memory if self.lanes.may_try_again(lane) => {
+                self.scheduler.put_back(&step, &mut self.said);
+                self.spare.push(step);
+                return Ok(());
+            }
+            // That it found no memory for so long says nothing about the lane.
+            StepErrorKind::Memory => {}
+            StepErrorKind::Step | StepErrorKind::Panic => self.lanes.failed(lane),
         }
         let told = Error::new(
             ErrorKind::StepFailed,
@@ -296,13 +342,6 @@ impl Engine {
         telemetry.step_finished(&report, &self.tenants);
     }
 
-    fn install(&mut self) {
-        while let Ok(Install { lane, model, installed }) = self.links.installs.try_recv() {
-            // Whoever loads models waits for the answer; without anybody it does not matter.
-            let _ = installed.send(self.runner.install(lane, model));
-        }
-    }
-
     /// Empties the inbox into the scheduler.
     fn receive(&mut self) {
         while let Ok(submission) = self.links.inbox.try_recv() {
@@ -313,6 +352,12 @@ impl Engine {
     fn admit(&mut self, submission: Submission) {
         let Submission { request, sink } = submission;
         self.links.telemetry.received(request.lane, request.task.prompt_tokens() as u64);
+        if self.lanes.is_out(request.lane) {
+            let told = Event::Failed(self.out_of_service(request.lane));
+            self.said.push((request.id, told));
+            self.live.insert(request.id, Live::new(&request, sink));
+            return;
+        }
         self.live.insert(request.id, Live::new(&request, sink));
         self.scheduler.admit(request);
     }
@@ -353,22 +398,23 @@ impl Engine {
         self.links.telemetry.publish(&self.load);
     }
 
-    /// Blocks until a request comes or the phase changes; no longer than a tick while requests
-    /// wait, for their deadlines pass and their clients go.
+    /// Blocks until a request or a model comes or the phase changes; no longer than a tick while
+    /// requests wait, for their deadlines pass and their clients go.
     fn wait(&mut self) {
         let idle = self.scheduler.is_idle();
-        let Links { inbox, phase, .. } = &mut self.links;
+        self.links.pulse.working(!idle);
+        let Links { inbox, installs, phase, .. } = &mut self.links;
         let runtime = tokio::runtime::Handle::current();
-        let first = runtime.block_on(async {
+        let (first, install) = runtime.block_on(async {
             tokio::select! {
-                submission = inbox.recv() => submission,
-                _ = phase.changed() => None,
-                () = tokio::time::sleep(IDLE_TICK), if !idle => None,
+                submission = inbox.recv() => (submission, None),
+                Some(install) = installs.recv() => (None, Some(install)),
+                _ = phase.changed() => (None, None),
+                () = tokio::time::sleep(IDLE_TICK), if !idle => (None, None),
             }
         });
-        if let Some(submission) = first {
-            self.admit(submission);
-        }
+        first.into_iter().for_each(|submission| self.admit(submission));
+        install.into_iter().for_each(|install| self.install(install));
     }
 
     /// The last act: whatever is left is told that it was cut, or that the device is gone. After
@@ -411,8 +457,14 @@ fn guarded<T>(call: impl FnOnce() -> Result<T, StepError>) -> Result<T, StepErro
     })
 }
 
+impl Failure {
+    fn panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        Self { reason: Reason::Panic, message: panic_text(panic).to_owned() }
+    }
+}
+
 /// What a panic said.
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

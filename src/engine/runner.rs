@@ -1,6 +1,7 @@
 //! What runs steps: real models on a device, or the fake one of the tests. A runner knows models
 //! and memory, not requests: what a step is for is the scheduler's business.
 
+use crate::device::cuda::fault::Fault;
 use crate::engine::residency::LoadedModel;
 use crate::request::LaneId;
 use crate::scheduler::step::{Outcome, SlotId, Step};
@@ -18,7 +19,7 @@ pub trait Runner: Send {
     /// the caller), `elapsed` included.
     ///
     /// # Errors
-    /// The step failed: its requests are lost, the runner stays usable unless `fatal`.
+    /// The step failed: what it computed is lost, the runner stays usable unless `Fatal`.
     fn collect(&mut self, slot: SlotId, outcome: &mut Outcome) -> Result<(), StepError>;
 
     /// Makes a model runnable in its lane.
@@ -45,6 +46,9 @@ pub enum StepErrorKind {
     Step,
     /// So it is after a panic.
     Panic,
+    /// There was no memory for it. Nothing is wrong with step or device: it can be done later, or
+    /// in smaller parts.
+    Memory,
     /// The device cannot be used any more: the process must end.
     Fatal,
 }
@@ -57,11 +61,21 @@ impl StepError {
 }
 
 impl StepErrorKind {
+    /// How bad a failure of the device is for what runs on it.
+    pub fn of(fault: Fault) -> Self {
+        match fault {
+            Fault::Memory => StepErrorKind::Memory,
+            _ if fault.is_sticky() => StepErrorKind::Fatal,
+            _ => StepErrorKind::Step,
+        }
+    }
+
     /// As a metric label.
     pub fn as_str(self) -> &'static str {
         match self {
             StepErrorKind::Step => "step",
             StepErrorKind::Panic => "panic",
+            StepErrorKind::Memory => "memory",
             StepErrorKind::Fatal => "fatal",
         }
     }

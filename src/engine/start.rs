@@ -1,6 +1,7 @@
 //! From manifests to an engine that is ready to run: fetch, open, plan memory, load, warm up.
 //! Knows models and the device; who asks for it and who listens is `serve.rs`'s business.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,18 @@ use crate::device::cuda::fault::{Fault, GpuError};
 use crate::device::cuda::{Gpu, GpuInfo};
 use crate::device::memory;
 use crate::device::threads::Team;
-use crate::engine::Install;
+use crate::engine::board;
 use crate::engine::budget::{self, Ledger, Pages, Wish};
+use crate::engine::faults;
 use crate::engine::gpu_runner::{self, GPU_SLOTS, GpuRunner};
+use crate::engine::lanes::Lanes;
+use crate::engine::later::Later;
 use crate::engine::model_runner::ModelRunner;
 use crate::engine::residency::{self, LoadedModel, OpenedModel};
-use crate::engine::runner::{Runner, StepError};
+use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::engine::texts;
-use crate::engine::warmup;
+use crate::engine::warmup::{self, Scratch, Trial};
+use crate::engine::{Machine, panic_text};
 use crate::kernels::builder::Capacity;
 use crate::kernels::cpu::executor::Executor;
 use crate::kernels::cpu::isa::SetKind;
@@ -27,7 +32,7 @@ use crate::kernels::cuda::executor::Options;
 use crate::lifecycle::Lifecycle;
 use crate::model::{EncoderCard, ModelState, ModelTask};
 use crate::request::{LaneId, Micros};
-use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
+use crate::scheduler::{LaneKind, Scheduler, SchedulerConfig};
 use crate::store::ModelFiles;
 use crate::store::error::StoreError;
 use crate::store::fetch::ensure_timed;
@@ -37,6 +42,11 @@ use crate::weights::LoadError;
 
 /// Execution slots of a CPU, and uncommitted steps a slot: it computes while it is asked.
 pub const CPU_SLOTS: (u8, u8) = (1, 1);
+
+/// How long a step may take before the device counts as hung: one that shares its processor with
+/// others is slower than any step on a GPU.
+const CPU_PATIENCE: Duration = Duration::from_secs(120);
+const GPU_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a step of a model that has never run is taken to cost.
 const COST_GUESS: (Micros, Micros) = (Micros(2_000), Micros(200));
@@ -65,9 +75,9 @@ pub struct Started {
     /// Knows all lanes.
     pub scheduler: Scheduler,
     /// Has the models that were marked `preload`.
-    pub runner: Box<dyn Runner>,
-    /// Its execution slots, and uncommitted steps a slot.
-    pub slots: (u8, u8),
+    pub machine: Machine,
+    /// How long a step may take before the device counts as hung.
+    pub patience: Duration,
     /// The others: opened, not loaded.
     pub later: Vec<Later>,
     /// What they run on.
@@ -83,13 +93,6 @@ pub struct Opened {
     pub threads: Option<usize>,
     /// Bytes that may be used.
     pub memory_limit: u64,
-}
-
-/// A model that is loaded while others serve.
-pub struct Later {
-    lane: LaneId,
-    opened: OpenedModel,
-    capacity: Capacity,
 }
 
 /// Why there is nothing to serve.
@@ -131,6 +134,9 @@ pub enum StartError {
     /// There is no usable GPU, or it failed.
     #[error("the GPU cannot be used: {0}")]
     Gpu(#[from] GpuError),
+    /// A defect of ours.
+    #[error("loading panicked: {0}")]
+    Panic(String),
 }
 
 /// One lane on its way.
@@ -147,6 +153,12 @@ impl Startup {
     /// # Errors
     /// The first thing that keeps the server from serving what it was told to.
     pub fn start(&self, progress: &Progress) -> Result<Started, StartError> {
+        let load = AssertUnwindSafe(|| self.start_all(progress));
+        catch_unwind(load)
+            .unwrap_or_else(|panic| Err(StartError::Panic(panic_text(&*panic).to_owned())))
+    }
+
+    fn start_all(&self, progress: &Progress) -> Result<Started, StartError> {
         let mut gpu = self.open_gpu()?;
         let slots = if gpu.is_some() { GPU_SLOTS } else { CPU_SLOTS };
         let files = self.fetch(progress)?;
@@ -158,44 +170,28 @@ impl Startup {
         let mut device = self.describe(gpu.as_deref());
         let pages;
         (pages, device.memory_limit) = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
-        let runner = self.runner(lanes.len(), pages, gpu)?;
-        let (scheduler, runner) = self.assemble(&lanes, loaded, pages, (runner, slots))?;
+        let usual = if gpu.is_some() { GPU_PATIENCE } else { CPU_PATIENCE };
+        let patience = self.config.device.stall.unwrap_or(usual);
+        let mut runner = self.runner(lanes.len(), pages, gpu)?;
+        let (scheduler, tried) = match self.assemble(&lanes, loaded, pages, (&mut *runner, slots)) {
+            Ok(assembled) => assembled,
+            Err(error) => {
+                // Giving memory back would wait for a device that may never answer again.
+                std::mem::forget(runner);
+                return Err(error);
+            }
+        };
+        let machine = Machine { runner, lanes: tried, slots };
         let later = lanes.into_iter().enumerate().filter(|(_, lane)| !lane.preload);
         let later = later.map(|(index, lane)| Later {
             lane: LaneId(index as u16),
             opened: lane.opened,
             capacity: lane.lane.1,
         });
-        Ok(Started { scheduler, runner, slots, later: later.collect(), device })
+        Ok(Started { scheduler, machine, patience, later: later.collect(), device })
     }
 
-    /// Loads what was left for later; `install` brings each into the running engine.
-    pub fn load_later(&self, later: Vec<Later>, install: &std::sync::mpsc::Sender<Install>) {
-        for Later { lane, opened, capacity } in later {
-            let model = self.catalog.lane(lane);
-            let loaded = match self.timed_load(model, &opened, capacity) {
-                Ok(loaded) => loaded,
-                Err(error) => {
-                    tracing::error!(model = model.name, %error, "model cannot be loaded");
-                    self.set_state(model, ModelState::Failed);
-                    continue;
-                }
-            };
-            let (installed, answer) = std::sync::mpsc::channel();
-            let sent = install.send(Install { lane, model: loaded, installed });
-            match sent.ok().and_then(|()| answer.recv().ok()) {
-                Some(Ok(())) => self.set_state(model, ModelState::Ready),
-                Some(Err(error)) => {
-                    tracing::error!(model = model.name, %error, "model cannot be installed");
-                    self.set_state(model, ModelState::Failed);
-                }
-                // The engine has ended: nobody will be served any more.
-                None => return,
-            }
-        }
-    }
-
-    fn set_state(&self, model: &Model, state: ModelState) {
+    pub(super) fn set_state(&self, model: &Model, state: ModelState) {
         model.set_state(state);
         self.telemetry.model_state(model.lane, state);
     }
@@ -301,7 +297,7 @@ impl Startup {
         Ok(loaded)
     }
 
-    fn timed_load(
+    pub(super) fn timed_load(
         &self,
         model: &Model,
         opened: &OpenedModel,
@@ -330,27 +326,29 @@ impl Startup {
     ) -> Result<(Pages, u64), StartError> {
         let programs = loaded.iter().flatten().map(|model| &*model.program);
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
-        let (by_default, workspace) = match gpu {
+        let (device, workspace) = match gpu {
             // Each lane has its own.
             Some(gpu) => {
                 let workspace = programs.map(gpu_runner::workspace_bytes).sum();
-                (gpu_runner::memory_by_default(gpu)?, workspace)
+                let (total, free) = (gpu.info().memory, gpu.free_bytes()?);
+                (budget::Device { total, free, strict: true }, workspace)
             }
             // One for all, and weights are there already.
             None => {
                 let total = memory::total().unwrap_or(u64::MAX);
                 let free = memory::available().unwrap_or(u64::MAX).saturating_add(weights);
                 let workspace = programs.map(|program| program.workspace_bytes as u64).max();
-                (budget::default_limit(total, free), workspace.unwrap_or(0))
+                (budget::Device { total, free, strict: false }, workspace.unwrap_or(0))
             }
         };
-        let limit = self.config.device.memory_limit.unwrap_or(by_default);
-        let mut ledger = Ledger { weights, kv: 0, workspace, limit };
+        let asked = self.config.device.memory_limit;
+        let limit = device.limit(asked).map_err(StartError::Memory)?;
+        let mut ledger = Ledger { weights, kv: 0, workspace, limit, others: device.others() };
         let shapes: Vec<_> = lanes.iter().map(|lane| lane.lane).collect();
         let pages = budget::pages(&shapes, self.config.scheduler.kv_bytes, ledger)
             .map_err(StartError::Memory)?;
-        ledger.kv = u64::from(pages.count) * pages.page_bytes as u64;
-        let Ledger { weights, kv, workspace, limit } = ledger;
+        ledger.kv = u64::from(pages.count + pages.scratch) * pages.page_bytes as u64;
+        let Ledger { weights, kv, workspace, limit, .. } = ledger;
         self.telemetry.memory(weights, kv, workspace, limit);
         self.telemetry.kv_limit(pages.count);
         Ok((pages, limit))
@@ -380,6 +378,7 @@ impl Startup {
             Ok(gpu) => {
                 let GpuInfo { name, uuid, memory, .. } = gpu.info();
                 tracing::info!(name, uuid, memory = budget::mib(*memory), "GPU opened");
+                board::watch(gpu.info(), Arc::clone(&self.telemetry))?;
                 Ok(Some(gpu))
             }
             Err(error) if self.config.device.kind == DeviceKind::Auto => {
@@ -401,14 +400,15 @@ impl Startup {
         pages: Pages,
         gpu: Option<Box<dyn Gpu>>,
     ) -> Result<Box<dyn Runner>, StartError> {
-        let Pages { count, page_bytes } = pages;
+        let Pages { count, scratch, page_bytes } = pages;
+        let count = count + scratch;
         if let Some(gpu) = gpu {
             let deterministic = self.config.device.deterministic;
             let options = Options { pages: count, page_bytes, lanes, deterministic };
-            return Ok(Box::new(GpuRunner::new(gpu, options)?));
+            return Ok(faults::scripted(Box::new(GpuRunner::new(gpu, options)?)));
         }
         let executor = Executor::new(Team::new(self.threads())?, SetKind::detect());
-        Ok(Box::new(ModelRunner::new(executor, lanes, (count, page_bytes))?))
+        Ok(faults::scripted(Box::new(ModelRunner::new(executor, lanes, (count, page_bytes))?)))
     }
 
     /// Installs the models and runs their first steps.
@@ -417,21 +417,28 @@ impl Startup {
         lanes: &[Opening],
         loaded: Vec<Option<LoadedModel>>,
         pages: Pages,
-        (mut runner, slots): (Box<dyn Runner>, (u8, u8)),
-    ) -> Result<(Scheduler, Box<dyn Runner>), StartError> {
-        let mut configs = Vec::new();
+        (runner, slots): (&mut dyn Runner, (u8, u8)),
+    ) -> Result<(Scheduler, Lanes), StartError> {
+        let scratch = Scratch { first: pages.count };
+        let (mut configs, mut tried) = (Vec::new(), Vec::new());
         for ((opening, model), loaded) in lanes.iter().zip(self.catalog.models()).zip(loaded) {
             let Opening { lane, wish, .. } = opening;
             let mut config = budget::lane_config(lane, wish, pages.page_bytes, COST_GUESS);
             if let LaneKind::Generate { layers, blocks_per_page, .. } = config.kind {
                 self.telemetry.kv_layout(model.lane, layers, blocks_per_page);
             }
+            let trial = Trial { lane: model.lane, config: config.clone(), context: lane.1.context };
+            let preloaded = loaded.is_some();
             if let Some(loaded) = loaded {
                 let installed = runner.install(model.lane, loaded);
-                installed.map_err(|error| StartError::Memory(error.to_string()))?;
-                config.cost = self.warm_up(&mut *runner, model, (&config, lane.1.context))?;
+                installed.map_err(|source| match source.kind {
+                    StepErrorKind::Memory => StartError::Memory(source.to_string()),
+                    _ => StartError::WarmUp { model: model.name.clone(), source },
+                })?;
+                config.cost = self.warm_up(runner, model, (&trial, scratch))?;
                 self.set_state(model, ModelState::Ready);
             }
+            tried.push((trial, preloaded));
             configs.push(config);
         }
         let config = SchedulerConfig {
@@ -440,18 +447,18 @@ impl Startup {
             depth: slots.1,
             kv_pages: pages.count,
         };
-        Ok((Scheduler::new(config, configs), runner))
+        Ok((Scheduler::new(config, configs), Lanes::new(tried, scratch)))
     }
 
     fn warm_up(
         &self,
         runner: &mut dyn Runner,
         model: &Model,
-        (config, context): (&LaneConfig, usize),
+        (trial, scratch): (&Trial, Scratch),
     ) -> Result<(Micros, Micros), StartError> {
         let held = self.telemetry.occupy();
         let started = Instant::now();
-        let cost = warmup::measure(runner, model.lane, config, context)
+        let cost = warmup::measure(runner, trial, scratch)
             .map_err(|source| StartError::WarmUp { model: model.name.clone(), source })?;
         let elapsed = started.elapsed();
         self.telemetry.stage_finished(model.lane, "warm", elapsed);

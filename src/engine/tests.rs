@@ -1,4 +1,7 @@
-//! The loop over a fake device: what requests are told when all goes well, and when it does not.
+//! The loop over a fake device: what requests are told when all goes well. `tests/failing.rs` has
+//! what they are told when it does not.
+
+mod failing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,10 +9,15 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
-use super::fake::{FakeDevice, FakeRunner, Fault};
-use super::{Ending, Engine, Links, fan_out};
+use super::fake::{FakeDevice, FakeRunner};
+use super::faults::{FaultyRunner, Script};
+use super::lanes::Lanes;
+use super::warmup::{Scratch, Trial};
+use super::{Ending, Engine, Install, Links, Machine, fan_out};
+use crate::catalog::{Catalog, ModelCard};
 use crate::error::ErrorKind;
 use crate::lifecycle::Phase;
+use crate::lifecycle::watchdog::Pulse;
 use crate::model::ModelTask;
 use crate::request::{
     Detail, Encode, Event, Events, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
@@ -24,6 +32,8 @@ struct Bench {
     inbox: mpsc::Sender<Submission>,
     phase: watch::Sender<Phase>,
     telemetry: Arc<Telemetry>,
+    catalog: Arc<Catalog>,
+    installs: mpsc::UnboundedSender<Install>,
     engine: Option<std::thread::JoinHandle<Ending>>,
     /// Who asks.
     tenant: TenantId,
@@ -34,7 +44,13 @@ const GENERATE: LaneId = LaneId(0);
 const EMBED: LaneId = LaneId(1);
 
 impl Bench {
+    /// Two lanes, both with a model, over a device that does its work.
     fn new(device: FakeDevice) -> Self {
+        Self::over(device, Script::Steps(vec![]), [true, true])
+    }
+
+    /// Lanes with `true` have a model from the start.
+    fn over(device: FakeDevice, script: Script, loaded: [bool; 2]) -> Self {
         let cost = (Micros(100), Micros(10));
         let lane = |kind| LaneConfig { weight: 1.0, kind, rows_max: 64, cost };
         let generate = LaneKind::Generate {
@@ -46,14 +62,30 @@ impl Bench {
         };
         let config =
             SchedulerConfig { step_target: Micros(10_000), slots: 1, depth: 1, kv_pages: 16 };
-        let scheduler = Scheduler::new(config, vec![lane(generate), lane(LaneKind::Encode)]);
+        let lanes = vec![lane(generate), lane(LaneKind::Encode)];
+        let trial = |(number, (config, loaded)): (usize, (&LaneConfig, bool))| {
+            let lane = LaneId(number as u16);
+            (Trial { lane, config: config.clone(), context: 64 }, loaded)
+        };
+        let tried = lanes.iter().zip(loaded).enumerate().map(trial).collect();
+        let lanes_of_machine = Lanes::new(tried, Scratch { first: config.kv_pages });
+        let scheduler = Scheduler::new(config, lanes);
+        let card = |(name, task): (&str, ModelTask)| ModelCard {
+            name: name.into(),
+            aliases: vec![],
+            task,
+            created: 0,
+            owned_by: "tests".into(),
+        };
+        let cards = [("chat", ModelTask::Generate), ("embed", ModelTask::Embed)].map(card);
+        let catalog = Arc::new(Catalog::new(cards.into()));
         let telemetry = Telemetry::new(Setup {
             models: vec![("chat".into(), ModelTask::Generate), ("embed".into(), ModelTask::Embed)],
             ..Setup::default()
         });
         let runtime = Runtime::new().unwrap();
         let (inbox, receiver) = mpsc::channel(64);
-        let (_, installs) = std::sync::mpsc::channel();
+        let (installer, installs) = mpsc::unbounded_channel();
         let (deliveries, delivered) = mpsc::unbounded_channel();
         let (phase, watched) = watch::channel(Phase::Ready);
         runtime.spawn(fan_out(delivered));
@@ -63,17 +95,23 @@ impl Bench {
             deliveries,
             phase: watched,
             telemetry: telemetry.clone(),
+            catalog: catalog.clone(),
+            pulse: Arc::new(Pulse::default()),
         };
         let handle = runtime.handle().clone();
         let engine = std::thread::spawn(move || {
             let _entered = handle.enter();
-            Engine::new(scheduler, Box::new(FakeRunner::new(device)), (1, 1), links).run()
+            let runner = Box::new(FaultyRunner::new(Box::new(FakeRunner::new(device)), script));
+            let machine = Machine { runner, lanes: lanes_of_machine, slots: (1, 1) };
+            Engine::new(scheduler, machine, links).run()
         });
         Self {
             runtime,
             inbox,
             phase,
             telemetry,
+            catalog,
+            installs: installer,
             engine: Some(engine),
             tenant: TenantId(0),
             next: 0,
@@ -184,34 +222,6 @@ fn vectors_come_for_every_input() {
     seen.sort_unstable();
     assert_eq!(seen, (0..10).collect::<Vec<u32>>());
     assert!(matches!(heard.last(), Some(Event::Done { finish: Finish::Complete, .. })));
-}
-
-#[test]
-fn a_panic_in_a_step_fails_that_batch_only() {
-    for fault in [Fault::Panic, Fault::Step] {
-        let mut bench = Bench::new(FakeDevice { faults: vec![(1, fault)], ..device() });
-        let events = bench.generate(4);
-        let heard = bench.hear(events);
-        assert_eq!(tokens(&heard), [8]);
-        assert_eq!(failure(&heard), Some(ErrorKind::StepFailed));
-        let events = bench.generate(4);
-        assert_eq!(tokens(&bench.hear(events)), [8, 5, 6, 7], "the next one is served");
-        bench.phase.send(Phase::Closing).unwrap();
-        assert_eq!(bench.end(), Ending::Stopped);
-    }
-}
-
-#[test]
-fn a_dead_device_tells_everybody_and_ends_the_engine() {
-    let slow = Duration::from_millis(5);
-    let faults = vec![(3, Fault::Fatal)];
-    let mut bench = Bench::new(FakeDevice { step: slow, faults, ..device() });
-    let running: Vec<Events> = (0..3).map(|_| bench.generate(100)).collect();
-    for events in running {
-        assert_eq!(failure(&bench.hear(events)), Some(ErrorKind::DeviceFailed));
-    }
-    assert!(matches!(bench.end(), Ending::Failed(_)));
-    assert!(bench.inbox.is_closed(), "nobody is let in any more");
 }
 
 #[test]

@@ -39,12 +39,15 @@ pub(super) fn operations() -> Vec<Operation> {
 /// Whether the process is worth keeping: until it has stopped, unless the engine has died.
 pub(super) fn is_live(front: &Front) -> bool {
     let phase = front.lifecycle.phase();
-    phase < Phase::Closing && !front.inbox.is_closed() || phase == Phase::Closing
+    // In an orderly end the engine goes first.
+    let engine = phase == Phase::Closing || phase < Phase::Closing && !front.inbox.is_closed();
+    engine && !front.lifecycle.has_failed()
 }
 
 /// Whether the process wants new requests.
 pub(super) fn is_ready(front: &Front) -> bool {
-    front.lifecycle.phase() == Phase::Ready && !front.inbox.is_closed()
+    let serves = front.lifecycle.phase() == Phase::Ready && !front.lifecycle.has_failed();
+    serves && !front.inbox.is_closed()
 }
 
 pub(super) async fn live(State(front): State<Arc<Front>>) -> (StatusCode, &'static str) {

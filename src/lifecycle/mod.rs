@@ -2,9 +2,11 @@
 //! pure; `signal.rs` turns signals into events. Knows no HTTP and no device.
 
 mod flight;
+pub mod last_words;
 pub mod phase;
 pub mod signal;
 pub mod summary;
+pub mod watchdog;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +23,12 @@ use crate::telemetry::Telemetry;
 use flight::Flights;
 use phase::{Event, Life};
 use summary::DrainSummary;
+
+/// The exit code of a drain that cut something.
+pub const CUT: u8 = 3;
+
+/// The exit code after the engine or its device failed.
+pub const FAILED: u8 = 4;
 
 /// Where the process is in its life; forward only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +65,8 @@ pub struct Notice {
 #[derive(Debug)]
 pub struct Lifecycle {
     phase: watch::Sender<Phase>,
+    /// Whether the engine died; read without the record's lock.
+    failed: watch::Sender<bool>,
     record: Mutex<Record>,
     flights: Arc<Flights>,
     /// Somebody is impatient: no last scrape.
@@ -100,6 +110,7 @@ impl Lifecycle {
         telemetry.phase_entered(Phase::Loading.as_str());
         Arc::new(Self {
             phase: watch::Sender::new(Phase::Loading),
+            failed: watch::Sender::new(false),
             record: Mutex::new(Record { life: Life::default(), entered, first_notice: None }),
             flights: Flights::new(Arc::clone(&telemetry)),
             hurry: Notify::new(),
@@ -176,7 +187,28 @@ impl Lifecycle {
 
     /// The engine is dead: nothing in flight will be finished.
     pub fn engine_failed(&self) {
+        // Afterwards it does not matter any more.
+        if self.phase() < Phase::Stopped {
+            self.failed.send_replace(true);
+        }
         self.apply(Event::EngineFailed, "engine_failed");
+    }
+
+    /// As [`Lifecycle::engine_failed`], said by who watches the engine: it cannot count itself.
+    pub fn engine_hangs(&self) {
+        self.telemetry.device_error("fatal");
+        self.engine_failed();
+    }
+
+    /// Whether the engine is dead.
+    pub fn has_failed(&self) -> bool {
+        *self.failed.borrow()
+    }
+
+    /// Ends when the engine is dead.
+    pub async fn failed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.failed.subscribe().wait_for(|failed| *failed).await;
     }
 
     /// Time until the process will be gone, if a notice has come.
@@ -234,9 +266,9 @@ impl Lifecycle {
         let begun = first.map_or(end, |first| first.at);
         let (finished, cut) = self.flights.drained();
         let exit_code = match (record.life.failed, cut) {
-            (true, _) => 4,
+            (true, _) => FAILED,
             (false, 0) => 0,
-            (false, _) => 3,
+            (false, _) => CUT,
         };
         DrainSummary {
             reason: first.map_or("none", |first| first.reason),

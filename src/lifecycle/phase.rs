@@ -174,8 +174,9 @@ impl Life {
     }
 }
 
-/// A dead engine ends the process within seconds, whatever grace it would have had.
-const FAILED_GRACE: u64 = 10_000_000;
+/// A dead engine ends the process within seconds, whatever grace it would have had; a last scrape
+/// and the last bytes of answers included, it stays below five.
+const FAILED_GRACE: u64 = 3_000_000;
 
 #[cfg(test)]
 mod tests {
@@ -321,7 +322,7 @@ mod tests {
     fn a_dead_engine_leaves_seconds() {
         let failed = life(Phase::Ready, false).next(Event::EngineFailed, at(50.0));
         assert!(failed.failed && failed.phase == Phase::Closing);
-        assert_eq!((failed.deadline, failed.wake()), (Some(at(60.0)), Some(at(50.8))));
+        assert_eq!((failed.deadline, failed.wake()), (Some(at(53.0)), Some(at(50.8))));
         let stopped = life(Phase::Stopped, true).next(Event::EngineFailed, at(50.0));
         assert!(!stopped.failed, "too late to matter");
     }

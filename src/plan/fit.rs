@@ -118,6 +118,7 @@ impl Fit {
             kv: 0,
             workspace: workspaces.iter().copied().max().unwrap_or(0),
             limit,
+            others: 0,
         };
         let guaranteed = region(&cut(&lanes, Some(0), Ledger { limit: u64::MAX, ..ledger }));
         let need = ledger.weights + ledger.workspace + guaranteed;
@@ -197,7 +198,7 @@ fn cut(lanes: &[(Outline, Capacity)], asked: Option<u64>, ledger: Ledger) -> Pag
 }
 
 fn region(pages: &Pages) -> u64 {
-    u64::from(pages.count) * pages.page_bytes as u64
+    u64::from(pages.count + pages.scratch) * pages.page_bytes as u64
 }
 
 fn kv_part(one: &Wanted<'_>, lane: &(Outline, Capacity), pages: &Pages) -> Part {

@@ -20,6 +20,8 @@ pub(super) struct EncodeLane {
     pub(super) requests: Slab<Encoding>,
     /// Requests with inputs that are not planned yet, in order of arrival.
     queue: VecDeque<u32>,
+    /// Inputs (request and number) that were planned and not computed; they go first.
+    again: VecDeque<(u32, u32)>,
     /// Requests without rows so far, requests with some, and tokens not planned yet.
     pub(super) waiting: u32,
     pub(super) running: u32,
@@ -36,6 +38,8 @@ pub(super) struct Encoding {
     /// Inputs planned, and committed, so far.
     planned: u32,
     committed: u32,
+    /// Of those planned: to be planned once more.
+    again: u32,
     /// Whether anything is still to be said about it.
     live: bool,
 }
@@ -47,6 +51,7 @@ impl EncodeLane {
             rows_max,
             requests: Slab::new(),
             queue: VecDeque::new(),
+            again: VecDeque::new(),
             waiting: 0,
             running: 0,
             waiting_tokens: 0,
@@ -83,6 +88,7 @@ impl EncodeLane {
             yields: task.yields,
             planned: 0,
             committed: 0,
+            again: 0,
             live: true,
         };
         self.waiting += 1;
@@ -95,10 +101,17 @@ impl EncodeLane {
     /// Fills the step with whole inputs, in order.
     pub(super) fn plan(&mut self, turn: &mut PlanTurn) {
         turn.step.kind = StepKind::Encode;
-        let budget = turn.cost.rows_within(StepKind::Encode, turn.target).min(self.rows_max);
-        while let Some(&index) = self.queue.front() {
+        let within = turn.cost.rows_within(StepKind::Encode, turn.target);
+        let budget = within.min(self.rows_max).min(turn.allowed);
+        loop {
+            let (index, again) = match (self.again.front(), self.queue.front()) {
+                (Some(&(index, part)), _) => (index, Some(part)),
+                (None, Some(&index)) => (index, None),
+                (None, None) => break,
+            };
             let encoding = &mut self.requests[index];
-            let Text { tokens, second } = &encoding.inputs[encoding.planned as usize];
+            let part = again.unwrap_or(encoding.planned);
+            let Text { tokens, second } = &encoding.inputs[part as usize];
             let (first, rows) = (turn.step.rows() as u32, tokens.len() as u32);
             if first > 0 && first + rows > budget {
                 break;
@@ -113,7 +126,7 @@ impl EncodeLane {
             turn.step.tokens.extend_from_slice(tokens);
             turn.step.spans.push(Span {
                 request: encoding.id,
-                part: encoding.planned,
+                part,
                 rows: first..first + rows,
                 start: 0,
                 blocks: 0..0,
@@ -125,6 +138,11 @@ impl EncodeLane {
             });
             turn.members.push(index);
             self.waiting_tokens -= u64::from(rows);
+            if again.is_some() {
+                encoding.again -= 1;
+                self.again.pop_front();
+                continue;
+            }
             encoding.planned += 1;
             if encoding.planned as usize == encoding.inputs.len() {
                 self.queue.pop_front();
@@ -167,6 +185,20 @@ impl EncodeLane {
         }
     }
 
+    /// Takes in that a step was not computed: its inputs wait again.
+    pub(super) fn put_back(&mut self, spans: &[Span], members: &[u32], turn: &mut CommitTurn) {
+        for (span, &index) in spans.iter().zip(members) {
+            let encoding = &mut self.requests[index];
+            if encoding.live {
+                encoding.again += 1;
+                self.again.push_back((index, span.part));
+                self.waiting_tokens += span.len() as u64;
+            } else {
+                self.land(index, span, turn);
+            }
+        }
+    }
+
     /// Ends a live request about which nothing more is to be said.
     pub(super) fn drop_request(&mut self, index: u32) {
         let encoding = &mut self.requests[index];
@@ -178,10 +210,16 @@ impl EncodeLane {
             self.running -= 1;
         }
         self.waiting_tokens -= encoding.tokens(encoding.planned);
+        self.again.retain(|&(other, part)| {
+            if other == index {
+                self.waiting_tokens -= encoding.inputs[part as usize].tokens.len() as u64;
+            }
+            other != index
+        });
         if (encoding.planned as usize) < encoding.inputs.len() {
             self.queue.retain(|&other| other != index);
         }
-        if encoding.committed == encoding.planned {
+        if encoding.has_landed() {
             self.requests.remove(index);
         }
     }
@@ -205,7 +243,7 @@ impl EncodeLane {
             return true;
         }
         turn.notes.cancelled_rows += span.len() as u32;
-        if encoding.committed == encoding.planned {
+        if encoding.has_landed() {
             self.requests.remove(index);
         }
         false
@@ -213,6 +251,11 @@ impl EncodeLane {
 }
 
 impl Encoding {
+    /// Whether nothing of it is in flight.
+    fn has_landed(&self) -> bool {
+        self.committed + self.again == self.planned
+    }
+
     /// Tokens of all inputs from the `first`-th on.
     fn tokens(&self, first: u32) -> u64 {
         self.inputs[first as usize..].iter().map(|input| input.tokens.len() as u64).sum()

@@ -126,19 +126,20 @@ impl GenerateLane {
     /// than the others gain. Those left over go first in the next step. A step always leaves room
     /// for one prompt chunk of a block if there is a prompt to compute.
     pub(super) fn plan(&mut self, turn: &mut PlanTurn) {
+        let rows_max = self.rows_max.min(turn.allowed);
         let may_admit = !self.waiting.is_empty() && turn.seats.available(self.lane);
         let chunk_min =
-            if may_admit || !self.prefilling.is_empty() { ROWS.min(self.rows_max / 4) } else { 0 };
+            if may_admit || !self.prefilling.is_empty() { ROWS.min(rows_max / 4) } else { 0 };
         let lone = turn.cost.predict(StepKind::Decode, 1);
         let limit = turn.target.max(Micros(2 * lone.0));
         let decode_max = turn.cost.rows_within(StepKind::Decode, limit);
         let preemptions = self.preemptions;
-        let enough = self.plan_decodes(turn, decode_max.min(self.rows_max - chunk_min));
+        let enough = self.plan_decodes(turn, decode_max.min(rows_max - chunk_min));
 
         let decodes = turn.step.rows() as u32;
         turn.step.kind = if decodes == 0 { StepKind::Prefill } else { StepKind::Mixed };
         let within = turn.cost.rows_within(turn.step.kind, turn.target).saturating_sub(decodes);
-        let mut budget = within.max(chunk_min.max(1)).min(self.rows_max - decodes);
+        let mut budget = within.max(chunk_min.max(1)).min(rows_max - decodes);
         self.plan_chunks(turn, &mut budget);
         // Blocks that running sequences wait for are not given to new ones.
         if enough && self.leaving == 0 && self.preemptions == preemptions {

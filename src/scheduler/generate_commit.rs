@@ -61,6 +61,15 @@ impl GenerateLane {
         }
     }
 
+    /// Takes in that a step was not computed: its sequences wait again.
+    pub(super) fn put_back(&mut self, spans: &[Span], members: &[u32], turn: &mut CommitTurn) {
+        for (span, &index) in spans.iter().zip(members) {
+            if self.land(index, span, turn) {
+                self.spoil(index, span, turn);
+            }
+        }
+    }
+
     /// Ends a live sequence about which nothing more is to be said.
     pub(super) fn drop_request(&mut self, index: u32, turn: &mut CommitTurn) {
         self.end(index, State::Dropped, turn);
@@ -83,6 +92,11 @@ impl GenerateLane {
         assert!(sequence.id == span.request, "a sequence stays while it is in flight");
         sequence.in_flight -= 1;
         match sequence.state {
+            State::Running if sequence.spoiled => {
+                turn.notes.overrun_rows += span.len() as u32;
+                self.spoil(index, span, turn);
+                return false;
+            }
             State::Running => return true,
             State::Finished => turn.notes.overrun_rows += span.len() as u32,
             State::Dropped => turn.notes.cancelled_rows += span.len() as u32,
@@ -92,6 +106,15 @@ impl GenerateLane {
             self.forget(index, turn);
         }
         false
+    }
+
+    /// A running sequence lost the rows of a step: those in flight after them are worth nothing,
+    /// and it begins again when they have landed.
+    fn spoil(&mut self, index: u32, span: &Span, turn: &mut CommitTurn) {
+        let sequence = &mut self.sequences[index];
+        sequence.ahead -= u32::from(matches!(span.output, Output::Sample { .. }));
+        sequence.spoiled = true;
+        self.preempt(index, turn.pages, turn.seats);
     }
 
     /// A running sequence has its rows computed, and perhaps one more token.

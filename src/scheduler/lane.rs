@@ -14,6 +14,11 @@ use crate::request::Micros;
 pub(super) struct Lane {
     pub(super) work: Work,
     pub(super) cost: CostModel,
+    /// Rows of its largest step.
+    pub(super) rows_max: u32,
+    /// Rows that a step may have now: fewer after one found no memory, one more after each that
+    /// did.
+    pub(super) allowed: u32,
     /// Uncommitted steps, all in `slot`.
     pub(super) in_flight: usize,
     pub(super) slot: SlotId,
@@ -43,7 +48,8 @@ impl Lane {
             LaneKind::Encode => Work::Encode(EncodeLane::new(lane.rows_max)),
         };
         let cost = CostModel::new(lane.cost, lane.rows_max, config.step_target);
-        Self { work, cost, in_flight: 0, slot: SlotId(0) }
+        let rows_max = lane.rows_max;
+        Self { work, cost, rows_max, allowed: rows_max, in_flight: 0, slot: SlotId(0) }
     }
 
     pub(super) fn has_work(&self) -> bool {

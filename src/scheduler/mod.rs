@@ -14,6 +14,7 @@ mod pages;
 mod policy;
 mod seats;
 mod sequence;
+mod setback;
 mod slab;
 mod turn;
 
@@ -259,6 +260,7 @@ impl Scheduler {
         let lane = &mut self.lanes[flight.lane];
         self.queue.measured(flight.lane, flight.predicted, outcome.elapsed);
         lane.cost.learn(step.kind, step.rows() as u32, outcome.elapsed);
+        lane.allowed = (lane.allowed + 1).min(lane.rows_max);
         let result = turn::Result { now, step, outcome };
         let members = &flight.members;
         self.conclude(flight.lane, said, |lane, turn| match &mut lane.work {
@@ -381,10 +383,11 @@ impl Scheduler {
         let mut members = self.spare_members.pop().unwrap_or_default();
         members.clear();
         step.lane = LaneId(number as u16);
-        let Lane { work, cost, .. } = &mut self.lanes[number];
+        let Lane { work, cost, allowed, .. } = &mut self.lanes[number];
         let mut turn = PlanTurn {
             now,
             target: self.config.step_target,
+            allowed: *allowed,
             cost,
             step: &mut *step,
             chunked: false,

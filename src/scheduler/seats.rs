@@ -1,7 +1,7 @@
 //! Places in the device's token buffer: one for each generation on the device. Knows lanes only
 //! as indices.
 
-use super::step::{MAX_SEATS, Seat};
+use super::step::{Seat, TRIAL_SEAT};
 
 /// Lends seats to lanes, each up to its own limit.
 ///
@@ -25,8 +25,9 @@ impl Seats {
     pub(super) fn new(limits: impl Iterator<Item = u32>) -> Self {
         let lanes: Vec<Holder> = limits.map(|limit| Holder { held: 0, limit }).collect();
         let seatless = lanes.iter().filter(|holder| holder.limit > 0).count();
-        assert!(seatless <= MAX_SEATS, "{seatless} generating lanes, {MAX_SEATS} seats");
-        Self { free: (0..MAX_SEATS as u32).rev().collect(), lanes, seatless }
+        let seats = TRIAL_SEAT.0;
+        assert!(seatless <= seats as usize, "{seatless} generating lanes, {seats} seats");
+        Self { free: (0..seats).rev().collect(), lanes, seatless }
     }
 
     /// Whether the lane could get a seat now.
@@ -68,12 +69,14 @@ mod tests {
 
     #[test]
     fn the_last_seats_are_kept_for_lanes_without_one() {
-        let mut seats = Seats::new([MAX_SEATS as u32, 4, 0].into_iter());
+        let most = TRIAL_SEAT.0;
+        let mut seats = Seats::new([most, 4, 0].into_iter());
         let mut taken = Vec::new();
         while let Some(seat) = seats.take(0) {
+            assert!(seat != TRIAL_SEAT);
             taken.push(seat);
         }
-        assert_eq!(taken.len(), MAX_SEATS - 1);
+        assert_eq!(taken.len() as u32, most - 1);
         let other = seats.take(1).expect("kept");
         assert!(seats.take(1).is_none() && seats.take(2).is_none());
         seats.put_back(0, taken.pop().unwrap());

@@ -35,6 +35,8 @@ pub(super) struct Sequence {
     pub(super) in_flight: u32,
     /// To be preempted as soon as nothing of it is in flight; gets no more rows.
     pub(super) leaving: bool,
+    /// Whether a step of it was not computed, so that those after it are worth nothing.
+    pub(super) spoiled: bool,
     /// Positions computed before a preemption: rows below are computed again.
     pub(super) furthest: u32,
     pub(super) cached_tokens: u32,
@@ -77,6 +79,7 @@ impl Sequence {
             ahead: 0,
             in_flight: 0,
             leaving: false,
+            spoiled: false,
             furthest: 0,
             cached_tokens: 0,
             started: false,
@@ -192,6 +195,7 @@ impl Sequence {
         assert!(self.in_flight == 0 && self.ahead == 0, "a step in flight uses the blocks");
         self.state = State::Waiting;
         self.leaving = false;
+        self.spoiled = false;
         self.furthest = self.furthest.max(self.computed);
         self.computed = 0;
         self.planned = 0;

@@ -31,8 +31,12 @@ pub struct BlockId {
 /// Token positions in one KV block.
 pub const BLOCK_TOKENS: usize = 32;
 
-/// The largest number of sequences that can be running at once over all lanes (seats).
+/// Places in a device's token buffer (seats): one for each sequence running at once over all lanes,
+/// and [`TRIAL_SEAT`].
 pub const MAX_SEATS: usize = 1024;
+
+/// The seat that no sequence gets: for steps that the engine makes up to try a model.
+pub const TRIAL_SEAT: Seat = Seat(MAX_SEATS as u32 - 1);
 
 /// What a step is made of, as a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

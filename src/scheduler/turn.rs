@@ -19,6 +19,8 @@ pub(super) struct PlanTurn<'a> {
     pub(super) now: Micros,
     /// A step should take no longer.
     pub(super) target: Micros,
+    /// Rows that it may have, if not one alone is more.
+    pub(super) allowed: u32,
     /// The lane's cost model.
     pub(super) cost: &'a CostModel,
     /// What is filled.

@@ -23,6 +23,7 @@ impl Telemetry {
         let mut page = self.series.handle.render();
         histogram::write_all(&mut page, &self.series.histograms);
         self.write_ledger(&mut page);
+        self.write_board(&mut page);
         if self.vllm_metrics {
             let blocks = self.published.block_counts();
             let named = self.models.iter().map(String::as_str).zip(blocks);

@@ -74,7 +74,10 @@ pub(super) const DRAINS: [&str; 4] = ["finished", "handed_over", "checkpointed",
 /// Stages of a model's start.
 pub(super) const STAGES: [&str; 4] = ["fetch", "verify", "load", "warm"];
 /// What can go wrong on the device.
-pub(super) const DEVICE_ERRORS: [&str; 3] = ["panic", "step", "fatal"];
+pub(super) const DEVICE_ERRORS: [&str; 4] = ["panic", "step", "memory", "fatal"];
+
+/// How the memory of a whole device is held.
+pub(super) const HELD: [&str; 2] = ["used", "free"];
 
 const MODEL: &[&str] = &["model"];
 const MODEL_TASK: &[&str] = &["model", "task"];
@@ -248,8 +251,10 @@ pub(super) static START: Family = gauge("sconce_start_seconds", "seconds", &["st
     .help("Time that each stage of the start took, all models together.");
 pub(super) static MODEL_LOAD: Family = gauge("sconce_model_load_seconds", "seconds", MODEL)
     .help("Time that all stages of a model's last load took.");
-pub(super) static ERRORS: Family = counter("sconce_device_errors_total", "", &["kind"])
-    .help("Failed steps: panic, step (the device goes on) or fatal (the process ends).");
+pub(super) static ERRORS: Family = counter("sconce_device_errors_total", "", &["kind"]).help(
+    "Failed steps: panic, step (the device goes on), memory (they wait and are tried again) \
+         or fatal (the process ends).",
+);
 pub(super) static BUILD: Family =
     gauge("sconce_build_info", "", &["version", "commit"]).help("Always 1: what is running.");
 pub(super) static CONFIG: Family = gauge("sconce_config_info", "", &["hash"])
@@ -257,8 +262,21 @@ pub(super) static CONFIG: Family = gauge("sconce_config_info", "", &["hash"])
 pub(super) static DEVICE: Family =
     gauge("sconce_device_info", "", &["name", "uuid", "mig"]).help("Always 1: the device in use.");
 
-/// Every family, in the order of the documentation.
-pub(super) static ALL: [&Family; 50] = [
+pub(super) static UTILIZATION: Family = gauge("sconce_device_utilization_ratio", "ratio", &[])
+    .help("Share of the last moments in which the whole GPU computed, for whomever, as NVML says.");
+pub(super) static BOARD_MEMORY: Family =
+    gauge("sconce_device_board_memory_bytes", "bytes", &["state"])
+        .help("Memory of the whole GPU or MIG instance, all processes together, as NVML says.");
+pub(super) static POWER: Family = gauge("sconce_device_power_watts", "watts", &[])
+    .help("Power that the whole GPU draws, as NVML says.");
+pub(super) static ENERGY: Family = counter("sconce_device_energy_joules_total", "joules", &[])
+    .help("Energy that the whole GPU has drawn since its driver was loaded, as NVML says.");
+pub(super) static LAST_EXIT: Family = gauge("sconce_last_exit_info", "", &["code", "reason"])
+    .help("Always 1: how the process before this one ended; none where none is known of.");
+
+/// Every family that is there from the start, in the order of the documentation. A GPU's own (from
+/// `UTILIZATION` to `ENERGY`) come with its first answer.
+pub(super) static ALL: [&Family; 51] = [
     &QUEUE_DEPTH,
     &QUEUE_TOKENS,
     &QUEUE_WORK,
@@ -309,4 +327,5 @@ pub(super) static ALL: [&Family; 50] = [
     &BUILD,
     &CONFIG,
     &DEVICE,
+    &LAST_EXIT,
 ];

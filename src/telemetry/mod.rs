@@ -1,6 +1,7 @@
 //! What happens, counted: call sites say what happened, `metrics.rs` knows the names, `cost.rs`
 //! knows the money. Never waits for the device.
 
+pub mod board;
 mod cost;
 mod exposition;
 mod histogram;
@@ -45,6 +46,7 @@ pub struct Telemetry {
     /// Objectives by lane.
     objectives: Vec<Option<Duration>>,
     series: Series,
+    board: board::Board,
     ledger: Ledger,
     /// Read when somebody scrapes, written when the price changes; no event needs it.
     tariff: Mutex<Tariff>,
@@ -91,6 +93,8 @@ pub struct Setup {
     pub device_uuid: String,
     /// Its MIG profile; empty without one.
     pub device_mig: String,
+    /// Exit code and reason of the process before this one.
+    pub last_exit: (String, String),
 }
 
 /// How a request ended.
@@ -183,6 +187,7 @@ impl Telemetry {
         Arc::new(Self {
             clock: Clock(Instant::now()),
             series: Series::new(&setup),
+            board: board::Board::new(&setup),
             ledger: Ledger::new(lanes, tenants::ROWS),
             tariff: Mutex::new(Tariff::new(&setup)),
             published: Published::new(lanes),
@@ -352,7 +357,7 @@ impl Telemetry {
         }
     }
 
-    /// A step failed; `kind` is `panic`, `step` or `fatal`.
+    /// A step failed; `kind` is `panic`, `step`, `memory` or `fatal`.
     pub fn device_error(&self, kind: &'static str) {
         if let Some(kind) = index_of(&metrics::DEVICE_ERRORS, kind) {
             self.series.errors[kind].increment(1);
@@ -452,6 +457,7 @@ impl Default for Setup {
             device_name: String::new(),
             device_uuid: String::new(),
             device_mig: String::new(),
+            last_exit: ("none".to_owned(), "none".to_owned()),
         }
     }
 }

@@ -38,7 +38,7 @@ pub(super) struct Series {
     /// By `metrics::STAGES`.
     pub(super) start: [Gauge; 4],
     /// By `metrics::DEVICE_ERRORS`.
-    pub(super) errors: [Counter; 3],
+    pub(super) errors: [Counter; 4],
 }
 
 /// The queue as a whole.
@@ -217,8 +217,8 @@ impl Maker {
         let commit = option_env!("SCONCE_COMMIT").unwrap_or("unknown");
         self.gauge(&table::BUILD, &[version, commit]).set(1.0);
         self.gauge(&table::CONFIG, &[&setup.config_hash]).set(1.0);
-        let device = [&setup.device_name[..], &setup.device_uuid, &setup.device_mig];
-        self.gauge(&table::DEVICE, &device).set(1.0);
+        let last = [&setup.last_exit.0[..], &setup.last_exit.1];
+        self.gauge(&table::LAST_EXIT, &last).set(1.0);
         self.gauge(&table::SHARE, &[]).set(setup.device_share);
     }
 }

@@ -386,7 +386,8 @@ fn shares_of_a_device_add_up() {
         if component == "time-slicing" {
             // An L4, less what each process's CUDA context takes.
             let (device, context) = (22_888 * MIB, 500 * MIB);
-            assert!(4 * (config.device.memory_limit.unwrap() + context) <= device);
+            let limit = config.device.memory_limit.unwrap().bytes(device);
+            assert!(4 * (limit + context) <= device);
         }
     }
     let deployment = one(&rendered()["components/mig"], "Deployment", "sconce");

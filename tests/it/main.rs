@@ -15,6 +15,7 @@ mod day;
 mod drain;
 mod encoder_api;
 mod encoders;
+mod failing;
 mod fixtures;
 mod fleet;
 mod formats;

@@ -51,7 +51,8 @@ impl Server {
         Self::run(Path::new("tests/it/sconce.toml"), arguments, &[])
     }
 
-    fn run(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    /// As `launch`, with a sconce.toml and environment of its own.
+    pub(crate) fn run(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
         command.arg("serve").args(["--port", "0", "--admin-port", "0", "--log-format", "json"]);
         command.arg("--config").arg(config).envs(environment.iter().copied());
@@ -127,8 +128,16 @@ impl Server {
         let start = Instant::now();
         while !done() {
             assert!(start.elapsed() < limit, "not {what} after {limit:?}:\n{}", self.log());
+            assert!(!self.has_ended(), "not {what}, the server has ended:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether the process is over, and only waits for its parent to look.
+    fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        // The state follows the program's name, which is in brackets.
+        stat.is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
     }
 
     /// Sends a signal by name, as `kill` knows it.

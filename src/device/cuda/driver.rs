@@ -201,13 +201,17 @@ fn describe(device: sys::CUdevice) -> Result<GpuInfo, GpuError> {
     let parts = [part(0..4), part(4..6), part(6..8), part(8..10), part(10..16)];
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    Ok(GpuInfo {
+    let mut info = GpuInfo {
         name: String::from_utf8(letters).unwrap_or_else(|_| "unnamed".into()),
-        uuid: format!("GPU-{}", parts.join("-")),
+        uuid: String::new(),
         chip: (major, minor),
         processors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         memory: memory as u64,
-    })
+    };
+    // Of an instance, all of this is the instance's own.
+    let kind = if info.mig().is_some() { "MIG" } else { "GPU" };
+    info.uuid = format!("{kind}-{}", parts.join("-"));
+    Ok(info)
 }
 
 impl Gpu for Driver {

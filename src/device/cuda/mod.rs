@@ -39,6 +39,14 @@ pub struct GpuInfo {
     pub memory: u64,
 }
 
+impl GpuInfo {
+    /// Its profile, as `1g.10gb`, if it is an instance of a GPU that is divided (MIG): the driver
+    /// says so in its name.
+    pub fn mig(&self) -> Option<&str> {
+        self.name.split_once(" MIG ").map(|(_, profile)| profile)
+    }
+}
+
 /// A kernel that was looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelId(pub usize);
@@ -202,4 +210,16 @@ pub fn open(image: &'static [u8]) -> Result<Box<dyn Gpu>, GpuError> {
 #[cfg(not(feature = "cuda"))]
 pub fn open(_image: &'static [u8]) -> Result<Box<dyn Gpu>, GpuError> {
     Err(GpuError::absent("this program was built without CUDA"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_is_known_by_its_name() {
+        let named = |name: &str| GpuInfo { name: name.into(), ..GpuInfo::default() };
+        assert_eq!(named("NVIDIA A100-SXM4-80GB MIG 1g.10gb").mig(), Some("1g.10gb"));
+        assert_eq!(named("NVIDIA H200").mig(), None);
+    }
 }

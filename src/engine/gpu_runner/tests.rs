@@ -92,7 +92,7 @@ fn sticky_errors_are_fatal_and_others_are_not() {
         (719, StepErrorKind::Fatal),
         (214, StepErrorKind::Fatal),
         (999, StepErrorKind::Fatal),
-        (2, StepErrorKind::Step),
+        (2, StepErrorKind::Memory),
         (1, StepErrorKind::Step),
     ] {
         let mut emulator = Emulator::new();

@@ -165,3 +165,27 @@ async fn only_this_machine_may_start_a_drain() {
     assert_eq!(reply.header("connection"), "close");
     assert_eq!(app.get("/drain").await.status, 404);
 }
+
+#[tokio::test]
+async fn a_dead_engine_is_neither_alive_nor_ready_and_the_front_speaks_for_it() {
+    // Hung: it holds the request, and says nothing.
+    let (app, mut inbox) = App::new(Config::default());
+    let waiting = {
+        let main = app.main.clone();
+        let body = r#"{"model":"tiny","messages":[{"role":"user","content":"hi"}]}"#;
+        tokio::spawn(super::reply(main, super::post("/v1/chat/completions", body)))
+    };
+    let held = inbox.recv().await.unwrap();
+    app.front.lifecycle.engine_failed();
+    assert_eq!(app.front.lifecycle.phase(), Phase::Closing);
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(app.get(path).await.status, 503, "{path}");
+        assert_eq!(app.admin(get(path)).await.status, 503, "{path}");
+    }
+    app.front.give_up();
+    let told = waiting.await.unwrap();
+    assert_eq!((told.status.as_u16(), told.header("connection")), (503, "close"));
+    assert_eq!(told.header("retry-after"), "1");
+    assert_eq!(told.json()["error"]["code"], "device_failed");
+    assert!(held.sink.is_cancelled(), "nobody listens any longer");
+}

@@ -66,6 +66,16 @@ pub enum LowerError {
     Device(#[from] GpuError),
 }
 
+impl LowerError {
+    /// What failed, if it is the device.
+    pub fn device(&self) -> Option<&GpuError> {
+        match self {
+            LowerError::Unsupported(_) => None,
+            LowerError::Device(error) => Some(error),
+        }
+    }
+}
+
 const ROW_THREADS: u32 = 256;
 const ROW_SHARED: u32 = 32;
 const ROPE_THREADS: u32 = 128;

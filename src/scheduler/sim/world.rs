@@ -32,6 +32,7 @@ pub(super) struct Fate {
     failed: u64,
     preemptions: u64,
     reclaimed: u64,
+    put_back: u64,
 }
 
 /// A scheduler, a device and their clients.
@@ -281,6 +282,11 @@ impl World {
             self.device.fail(&step, took_grants);
             let error = Error::new(ErrorKind::StepFailed, "the step failed");
             self.scheduler.abandon(&step, &error, &mut self.said);
+        } else if self.rng.once_in(60) {
+            // No memory for it: everybody gets the same in the end.
+            self.device.fail(&step, self.config.depth > 1 || self.rng.once_in(2));
+            self.scheduler.put_back(&step, &mut self.said);
+            self.fate.put_back += 1;
         } else {
             self.device.run(&step, &mut self.outcome);
             self.outcome.elapsed = elapsed;
@@ -397,6 +403,7 @@ impl Fate {
         self.failed += other.failed;
         self.preemptions += other.preemptions;
         self.reclaimed += other.reclaimed;
+        self.put_back += other.put_back;
     }
 
     pub(super) fn assert_everything_happened(&self) {
@@ -413,6 +420,7 @@ impl Fate {
             self.failed,
             self.preemptions,
             self.reclaimed,
+            self.put_back,
         ];
         assert!(all.iter().all(|&count| count > 0), "{self:?}");
     }

@@ -243,3 +243,62 @@ fn a_page_of_a_regranted_group_is_announced() {
     };
     assert!(pages(&second).iter().all(|page| pages(&first).contains(page)));
 }
+
+#[test]
+fn a_step_without_memory_is_planned_again_and_smaller() {
+    let mut rig = Rig::new(40, vec![generating(8)]);
+    rig.generate(1, 0, &prompt(1, 40), 3);
+    let whole = rig.plan();
+    assert_eq!(rows(&whole), [(1, 40)]);
+    rig.put_back(&whole);
+    assert_eq!((rig.lane(0).waiting, rig.lane(0).blocks_used), (1, 0));
+    let half = rig.plan();
+    assert_eq!(rows(&half), [(1, 20)]);
+    rig.commit(&half, 9);
+    assert!(rig.hear(1).is_empty());
+    assert_eq!(rig.finish(1).0, 3);
+}
+
+#[test]
+fn rows_that_follow_lost_ones_are_worth_nothing() {
+    let mut rig = Rig::new(40, vec![generating(8)]);
+    rig.generate(1, 0, &prompt(1, 40), 3);
+    let (first, ahead) = (rig.plan(), rig.plan());
+    rig.put_back(&first);
+    assert!(rig.plan_in(0).is_none(), "it begins again when nothing of it is in flight");
+    rig.commit(&ahead, 9);
+    assert_eq!(rig.scheduler.notes().overrun_rows, 1);
+    assert!(rig.hear(1).is_empty(), "a token of nothing is not said");
+    let (tokens, finish, _) = rig.finish(1);
+    assert_eq!((tokens, finish), (3, Finish::Length));
+    assert_eq!((rig.lane(0).blocks_used, rig.lane(0).running), (0, 0));
+}
+
+#[test]
+fn inputs_without_memory_are_encoded_once_each() {
+    let mut rig = Rig::new(8, vec![encoding(100)]);
+    rig.embed(1, 0, &[40, 40, 30]);
+    let (first, ahead) = (rig.plan(), rig.plan());
+    assert_eq!((rows(&first), rows(&ahead)), (vec![(1, 40), (1, 40)], vec![(1, 30)]));
+    rig.put_back(&first);
+    assert_eq!(rig.lane(0).waiting_tokens, 80);
+    rig.commit(&ahead, 0);
+    for part in [0, 1] {
+        let step = rig.turn(0);
+        assert_eq!((step.spans.len(), step.spans[0].part), (1, part), "half of what failed");
+    }
+    let heard = rig.hear(1);
+    let index = |event: &Event| match event {
+        Event::Vector { index, .. } => Some(*index),
+        _ => None,
+    };
+    assert_eq!(heard.iter().filter_map(index).collect::<Vec<u32>>(), [2, 0, 1]);
+    assert!(matches!(heard.last(), Some(Event::Done { .. })));
+    // A client that leaves meanwhile leaves nothing behind.
+    rig.embed(2, 0, &[40, 40]);
+    let step = rig.plan();
+    rig.put_back(&step);
+    rig.scheduler.cancel(RequestId(2));
+    assert_eq!((rig.lane(0).waiting_tokens, rig.lane(0).running), (0, 0));
+    assert!(rig.plan_in(0).is_none() && rig.scheduler.is_idle());
+}

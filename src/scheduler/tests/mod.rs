@@ -107,6 +107,12 @@ impl Rig {
         self.scheduler.check();
     }
 
+    /// There was no memory for a step.
+    fn put_back(&mut self, step: &Step) {
+        self.scheduler.put_back(step, &mut self.said);
+        self.scheduler.check();
+    }
+
     /// Plans and commits a step.
     fn turn(&mut self, token: TokenId) -> Step {
         let step = self.plan();
