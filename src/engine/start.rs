@@ -25,7 +25,7 @@ use crate::kernels::cpu::executor::Executor;
 use crate::kernels::cpu::isa::SetKind;
 use crate::kernels::cuda::executor::Options;
 use crate::lifecycle::Lifecycle;
-use crate::model::{EncoderCard, ModelState, ModelTask};
+use crate::model::{Dtype, EncoderCard, ModelState, ModelTask};
 use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
 use crate::store::ModelFiles;
@@ -135,11 +135,12 @@ impl Startup {
     /// The first thing that keeps the server from serving what it was told to.
     pub fn start(&self, progress: &Progress) -> Result<Started, StartError> {
         let mut gpu = self.open_gpu()?;
+        let dtypes = self.dtypes(gpu.is_some())?;
         let slots = if gpu.is_some() { GPU_SLOTS } else { CPU_SLOTS };
         let files = self.fetch(progress)?;
         let mut lanes = Vec::new();
-        for ((manifest, model), files) in self.models().zip(&files) {
-            lanes.push(self.open(manifest, model, files)?);
+        for (((manifest, model), files), dtype) in self.models().zip(&files).zip(dtypes) {
+            lanes.push(self.open((manifest, dtype), model, files)?);
         }
         let loaded = self.load(&lanes)?;
         let pages = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
@@ -189,6 +190,16 @@ impl Startup {
         self.config.manifests.iter().zip(self.catalog.models())
     }
 
+    /// How each model's float weights are kept: known before a file is fetched.
+    fn dtypes(&self, gpu: bool) -> Result<Vec<Dtype>, StartError> {
+        let of = |(manifest, model): (&Manifest, &Model)| match gpu {
+            true => gpu_runner::dtype(manifest.dtype)
+                .map_err(|source| StartError::Load { model: model.name.clone(), source }),
+            false => Ok(manifest.dtype),
+        };
+        self.models().map(of).collect()
+    }
+
     /// All files of all models, fetched side by side.
     fn fetch(&self, progress: &Progress) -> Result<Vec<ModelFiles>, StoreError> {
         let eta = |manifest: &Manifest| {
@@ -220,7 +231,7 @@ impl Startup {
     /// Reads the header and the tokenizer: from then on requests can be checked and queued.
     fn open(
         &self,
-        manifest: &Manifest,
+        (manifest, dtype): (&Manifest, Dtype),
         model: &Model,
         files: &ModelFiles,
     ) -> Result<Opening, StartError> {
@@ -228,7 +239,7 @@ impl Startup {
         self.set_state(model, ModelState::Loading);
         let opened = residency::open(files)
             .map_err(|source| StartError::Load { model: name(), source })?
-            .with_dtype(manifest.dtype);
+            .with_dtype(dtype);
         // A classifier of one label scores whatever it was trained for.
         let scores = (opened.outline.task, model.task) == (ModelTask::Rerank, ModelTask::Classify);
         if opened.outline.task != model.task && !scores {

@@ -1,5 +1,7 @@
 //! Steps as the scheduler makes them, on the emulated device.
 
+mod models;
+
 use std::sync::Arc;
 
 use super::*;
@@ -10,7 +12,7 @@ use crate::kernels::ops::{Embed, Gather, KvShape, Op, Rows};
 use crate::kernels::packed::Packed;
 use crate::model::ModelTask;
 use crate::request::{RequestId, Sampling};
-use crate::scheduler::step::{BlockId, Seat, Span};
+use crate::scheduler::step::{BlockId, Grant, Seat, Span};
 
 const VOCABULARY: usize = 48;
 const KV: KvShape = KvShape { layers: 2, heads: 1, head_dim: 16 };
