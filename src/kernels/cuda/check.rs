@@ -1,12 +1,17 @@
 //! Whether a step fits a program, for kernels trust their tables.
 
-use super::details::{DrawDetail, TOP_MAX};
+use super::details::{DrawDetail, TOP_MAX, bytes_of_detail};
 use super::lower::Lowered;
 use super::tables::Work;
 use crate::scheduler::step::MAX_SEATS;
 
 /// Whether the step fits the program.
-pub(super) fn check(work: &Work, lowered: &Lowered, (places, pages): (u32, u32)) -> Result<(), String> {
+pub(super) fn check(
+    work: &Work,
+    lowered: &Lowered,
+    (places, pages): (u32, u32),
+    detail_room: usize,
+) -> Result<(), String> {
     let batch = &work.batch;
     let rows = batch.tokens.len();
     if !batch.types.is_empty() && batch.types.len() != rows {
@@ -32,7 +37,7 @@ pub(super) fn check(work: &Work, lowered: &Lowered, (places, pages): (u32, u32))
     if let Some(kind) = batch.types.iter().find(|kind| **kind >= lowered.types) {
         return Err(format!("token type {kind}, the model has {}", lowered.types));
     }
-    details(work)?;
+    details(work, detail_room)?;
     if !work.states.is_empty() && lowered.hidden.is_none() {
         return Err("this model keeps no state of single tokens".into());
     }
@@ -63,7 +68,7 @@ pub(super) fn check(work: &Work, lowered: &Lowered, (places, pages): (u32, u32))
 }
 
 /// Whether details are of draws, in their order, and of what there is.
-fn details(work: &Work) -> Result<(), String> {
+fn details(work: &Work, room: usize) -> Result<(), String> {
     let ascending = work.details.is_sorted_by(|a, b| a.draw < b.draw);
     let fits = |detail: &DrawDetail| {
         (detail.draw as usize) < work.draws.len()
@@ -73,6 +78,9 @@ fn details(work: &Work) -> Result<(), String> {
     };
     if !ascending || !work.details.iter().all(fits) {
         return Err("the details of the step's draws contradict it".into());
+    }
+    if work.details.iter().any(|detail| bytes_of_detail(detail) > room) {
+        return Err("a draw looks back at more tokens than the model's context".into());
     }
     let top = work.details.iter().filter_map(|detail| detail.detail.logprobs).max();
     match top {

@@ -76,8 +76,15 @@ pub(super) struct DetailTables {
 }
 
 /// Bytes that hold at least one detail of a sequence of `context` tokens.
-pub(super) fn room_for(context: usize) -> usize {
+pub(super) fn detail_bytes(context: usize) -> usize {
     size_of::<Header>() + size_of::<Entry>() + 8 * BIASES + 4 * context + 64
+}
+
+/// Bytes that this detail takes at most.
+pub(super) fn bytes_of_detail(wanted: &DrawDetail) -> usize {
+    let Some(adjustment) = &wanted.detail.adjustment else { return detail_bytes(0) };
+    let tokens = wanted.prompt.len() + wanted.generated.len();
+    detail_bytes(tokens) + 8 * adjustment.bias.len().saturating_sub(BIASES)
 }
 
 /// How many of these details ask for log-probabilities.

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::arguments as args;
 use super::check::check;
-use super::details::{DetailTables, SCORE_BYTES, read_scores, room_for, scored};
+use super::details::{DetailTables, SCORE_BYTES, read_scores, scored};
 use super::graphs::{GRAPH_BYTES, Graphs};
 use super::launches::{Call, Grid};
-use super::lower::{LowerError, Lowered, Shared, lower, positions, workspace_bytes};
+use super::lower::{LowerError, Lowered, Shared, lower, room_for, workspace_bytes};
 use super::places::Place;
 use super::tables::{Counts, Tables, Work};
 use crate::device::cuda::fault::{Fault, GpuError};
@@ -208,7 +208,7 @@ impl Executor {
     pub fn install(&mut self, lane: usize, program: &Program) -> Result<usize, LowerError> {
         let layers = program.kv.map_or(0, |kv| kv.layers);
         let places = self.options.pages as usize + layers;
-        let room = program.kv.map_or(0, |_| room_for(positions(program) as usize));
+        let room = program.kv.map_or(0, |_| room_for(program));
         let mut held = Vec::new();
         let lowered = self.lower(program, (places, room), &mut held);
         let (mut lowered, take_in, details) = match lowered {
@@ -260,8 +260,7 @@ impl Executor {
             }
         }
         let deterministic = self.options.deterministic;
-        let shared =
-            Shared { step, kv, seats, pages, tokens, details, scores, deterministic };
+        let shared = Shared { step, kv, seats, pages, tokens, details, scores, deterministic };
         Ok((lower(program, gpu, shared)?, take_in, (details, room)))
     }
 
@@ -287,7 +286,7 @@ impl Executor {
             return Err(RunError::Work(format!("lane {lane} has no model yet")));
         };
         let Lane { lowered, take_in, places, graphs, details } = lane;
-        check(work, lowered, (*places, self.options.pages)).map_err(RunError::Work)?;
+        check(work, lowered, (*places, self.options.pages), details.1).map_err(RunError::Work)?;
         let (gpu, device, slot) = (&mut *self.gpu, &self.device, &mut self.slots[index]);
         let (tables, counts) = self.tables.fill(work, lowered.tiling, device.step);
         if tables.len() > TABLE_BYTES {
@@ -373,6 +372,12 @@ impl Executor {
         Ok(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
     }
 
+    /// Lets fewer details go to the device at a time.
+    #[cfg(test)]
+    pub(super) fn narrow_details(&mut self, lane: usize, room: usize) {
+        self.lanes[lane].as_mut().expect("installed").details.1 = room;
+    }
+
     /// Overwrites the KV region.
     #[cfg(test)]
     pub(super) fn fill_kv(&mut self, bytes: &[u8]) {
@@ -394,9 +399,9 @@ impl Slot {
         let mut states = work.states.iter().peekable();
         sources.extend(work.batch.spans.iter().enumerate().map(|(index, span)| {
             match states.next_if(|of| **of as usize == index) {
-                Some(_) => Source::States(
-                    span.rows.start as usize - first..span.rows.end as usize - first,
-                ),
+                Some(_) => {
+                    Source::States(span.rows.start as usize - first..span.rows.end as usize - first)
+                }
                 None => Source::Answer(index),
             }
         }));

@@ -76,15 +76,15 @@ struct Bf16 {
 /// Reads whole 16 bytes, or 8.
 template <int COUNT>
 __device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
-    if (COUNT == 2) {
+    if constexpr (COUNT == 2) {
         uint2 two = *(const uint2 *)from;
         to[0] = two.x, to[1] = two.y;
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i + 3 < COUNT; i += 4) {
-        uint4 four = *(const uint4 *)(from + i);
-        to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        for (int i = 0; i < COUNT; i += 4) {
+            uint4 four = *(const uint4 *)(from + i);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        }
     }
 }
 

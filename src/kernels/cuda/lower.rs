@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use super::arguments as args;
 use super::arguments::View;
-use super::details::room_for;
+use super::details::detail_bytes;
 use super::launches::{Call, Grid, ProductNames};
 use super::matrices::{MatrixFormat, Uploads};
 use super::places::{Place, Places};
@@ -104,6 +104,9 @@ const SAMPLE_THREADS: u32 = 1024;
 /// `SampleShared` in `sample.cu`.
 const SAMPLE_SHARED: u32 = 2048 + 256 + 128 + 128 + 32;
 
+/// No draw looks back at more tokens.
+const CONTEXT_MAX: usize = 1 << 22;
+
 struct Lowering<'p> {
     program: &'p Program,
     gpu: &'p mut dyn Gpu,
@@ -175,15 +178,20 @@ pub(super) fn workspace_bytes(program: &Program) -> usize {
     let buffers = buffer_bytes(program);
     let (Some(output), true) = (program.output, program.kv.is_some()) else { return buffers };
     let weights = program.gathered_max * output.width * 4;
-    buffers + attention::scratch_bytes(program) + weights + room_for(positions(program) as usize)
+    buffers + attention::scratch_bytes(program) + weights + room_for(program)
 }
 
 fn buffer_bytes(program: &Program) -> usize {
     Places::new(program, Address(0)).bytes
 }
 
+/// Bytes of details that go to the device at a time.
+pub(super) fn room_for(program: &Program) -> usize {
+    detail_bytes(CONTEXT_MAX.min(positions(program) as usize))
+}
+
 /// The shortest table of positions.
-pub(super) fn positions(program: &Program) -> u32 {
+fn positions(program: &Program) -> u32 {
     let lengths = program.ops.iter().filter_map(|op| match op {
         Op::Embed(op) => Some(op.positions.as_ref()?.len() / op.output.width),
         Op::RopeStore(op) => Some(op.table.len() / op.kv.head_dim),

