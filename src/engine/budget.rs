@@ -97,6 +97,13 @@ pub fn default_limit(total: u64, free: u64) -> u64 {
     (total / 10 * 9).min(free.saturating_sub(512 << 20))
 }
 
+/// KV memory of a GPU unless it is set: what is left, but for an eighth, where models that are
+/// loaded later have their workspace. Its memory is for nothing else.
+pub fn kv_of_a_gpu(ledger: Ledger) -> u64 {
+    let left = ledger.limit.saturating_sub(ledger.weights).saturating_sub(ledger.workspace);
+    left - left / 8
+}
+
 /// Cuts the KV region: every lane's guarantee (one request of its longest context), and what is
 /// asked for or affordable beyond.
 ///
@@ -212,6 +219,9 @@ mod tests {
         let roomy = Ledger { limit: 4 << 30, ..ledger };
         let cut = pages(&[lane(Some(SMOLLM2), 8192)], None, roomy).unwrap();
         assert_eq!(cut.count as u64 * cut.page_bytes as u64, KV_BYTES_DEFAULT);
+        let all = pages(&[lane(Some(SMOLLM2), 8192)], Some(kv_of_a_gpu(roomy)), roomy).unwrap();
+        let kv = all.count as u64 * all.page_bytes as u64;
+        assert!((3 << 30..roomy.limit - roomy.weights - roomy.workspace).contains(&kv), "{kv}");
         let encoders = pages(&[lane(None, 256)], None, roomy).unwrap();
         assert_eq!(encoders.count, 0);
     }

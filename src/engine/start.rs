@@ -323,6 +323,7 @@ impl Startup {
         gpu: Option<&mut (dyn Gpu + 'static)>,
     ) -> Result<Pages, StartError> {
         let programs = loaded.iter().flatten().map(|model| &*model.program);
+        let on_gpu = gpu.is_some();
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
         let (by_default, workspace) = match gpu {
             // Each lane has its own.
@@ -341,8 +342,9 @@ impl Startup {
         let limit = self.config.device.memory_limit.unwrap_or(by_default);
         let mut ledger = Ledger { weights, kv: 0, workspace, limit };
         let shapes: Vec<_> = lanes.iter().map(|lane| lane.lane).collect();
-        let pages = budget::pages(&shapes, self.config.scheduler.kv_bytes, ledger)
-            .map_err(StartError::Memory)?;
+        let by_default = on_gpu.then(|| budget::kv_of_a_gpu(ledger));
+        let kv = self.config.scheduler.kv_bytes.or(by_default);
+        let pages = budget::pages(&shapes, kv, ledger).map_err(StartError::Memory)?;
         ledger.kv = u64::from(pages.count) * pages.page_bytes as u64;
         let Ledger { weights, kv, workspace, limit } = ledger;
         self.telemetry.memory(weights, kv, workspace, limit);

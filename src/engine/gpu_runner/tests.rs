@@ -103,3 +103,23 @@ fn sticky_errors_are_fatal_and_others_are_not() {
         assert_eq!(failed.kind, kind, "{code}");
     }
 }
+
+#[test]
+fn floats_without_kernels_are_refused_by_name() {
+    assert_eq!(dtype(Dtype::Auto).unwrap(), Dtype::Bf16);
+    assert_eq!(dtype(Dtype::Int8).unwrap(), Dtype::Int8);
+    let refused = dtype(Dtype::F32).unwrap_err().to_string();
+    assert!(refused.contains("'f32'") && refused.contains("'bf16'"), "{refused}");
+}
+
+#[test]
+fn pages_reach_the_device_also_if_their_step_was_refused() {
+    let mut runner = runner(Emulator::new());
+    let good = step(0, &[4, 5], Input::Known);
+    let mut bad = good.clone();
+    bad.spans[0].rows = 0..9;
+    assert_eq!(runner.submit(&bad).unwrap_err().kind, StepErrorKind::Step);
+    assert_eq!(runner.lanes[1].loans.len(), 2);
+    runner.submit(&Step { grants: Vec::new(), ..good }).unwrap();
+    assert!(runner.lanes[1].loans.is_empty());
+}

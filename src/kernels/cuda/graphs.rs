@@ -10,7 +10,7 @@ use crate::device::cuda::{Gpu, GraphId};
 use crate::scheduler::step::MAX_SEATS;
 
 /// Device memory that a lane's graphs may take, about.
-pub(super) const GRAPH_BYTES: u64 = 256 << 20;
+pub(super) const GRAPH_BYTES: u64 = 64 << 20;
 
 /// Numbers of rows that decode steps are padded to when they run as a graph.
 const BUCKETS: [u32; 16] =

@@ -227,7 +227,7 @@ impl Tables {
         }
         // The longest first: what starts last should be short.
         let spans = &work.batch.spans;
-        self.large.sort_by_key(|[span, from]| {
+        self.large.sort_unstable_by_key(|[span, from]| {
             let sees = spans[*span as usize].start as usize + *from as usize / tiling.group;
             std::cmp::Reverse(sees)
         });

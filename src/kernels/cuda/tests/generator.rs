@@ -198,7 +198,7 @@ fn graphs_stop_where_their_memory_ends() {
     let all = roomy.device.record(0).unwrap();
     let mut emulator = Emulator::new();
     // Three graphs take what all may.
-    emulator.graph_bytes = 100 << 20;
+    emulator.graph_bytes = 25 << 20;
     let mut narrow = Pair::with(llama(Encoding::F32), Box::new(emulator), false);
     assert_eq!(narrow.device.record(0).unwrap(), 3);
     assert!(all > 3);
