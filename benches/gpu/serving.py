@@ -61,11 +61,13 @@ class Server:
         for name, folder in models.items():
             text = manifest(name, Path(folder), (limits or {}).get(name, {}))
             (home / "models" / f"{name}.toml").write_text(text)
+        # Kept, for it remembers which files have been verified.
+        cache = next(iter(map(Path, models.values()))).resolve().parent / "cache"
         self.address = ("127.0.0.1", free_port())
         self.log = home / "log"
         command = [binary, "serve", "--host", "127.0.0.1", "--port", self.address[1],
                    "--admin-host", "127.0.0.1", "--admin-port", free_port(),
-                   "--models-dir", home / "models", "--cache-dir", home / "cache",
+                   "--models-dir", home / "models", "--cache-dir", cache,
                    "--device-kind", device, "--offline", *extra]
         self.device, self.patience, self.begun = device, patience, time.perf_counter()
         with self.log.open("wb") as log:

@@ -80,6 +80,19 @@ pub fn capacity(outline: &Outline, wish: &Wish) -> Capacity {
     }
 }
 
+/// The same on a GPU, which thousands of rows fill: a matrix of 1,024 outputs is eight tiles wide,
+/// and there are more than a hundred multiprocessors.
+pub fn capacity_on_gpu(outline: &Outline, wish: &Wish) -> Capacity {
+    let Capacity { rows, yields, context } = capacity(outline, wish);
+    match outline.kv {
+        Some(_) => Capacity { rows: rows.max(2048), yields, context },
+        None => {
+            let rows = rows.max(4096);
+            Capacity { rows, yields: rows, context }
+        }
+    }
+}
+
 /// The size of a super-page: the largest power of two that keeps every lane's group below the
 /// bound, and at least a block of every lane.
 pub fn page_bytes(kvs: &[KvShape]) -> usize {

@@ -140,7 +140,7 @@ impl Startup {
         let files = self.fetch(progress)?;
         let mut lanes = Vec::new();
         for (((manifest, model), files), dtype) in self.models().zip(&files).zip(dtypes) {
-            lanes.push(self.open((manifest, dtype), model, files)?);
+            lanes.push(self.open((manifest, dtype, gpu.is_some()), model, files)?);
         }
         let loaded = self.load(&lanes)?;
         let pages = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
@@ -231,7 +231,7 @@ impl Startup {
     /// Reads the header and the tokenizer: from then on requests can be checked and queued.
     fn open(
         &self,
-        (manifest, dtype): (&Manifest, Dtype),
+        (manifest, dtype, on_gpu): (&Manifest, Dtype, bool),
         model: &Model,
         files: &ModelFiles,
     ) -> Result<Opening, StartError> {
@@ -264,7 +264,8 @@ impl Startup {
             seats: manifest.limits.seats,
             weight_bytes: opened.weight_bytes(),
         };
-        let capacity = budget::capacity(&opened.outline, &wish);
+        let capacity = if on_gpu { budget::capacity_on_gpu } else { budget::capacity };
+        let capacity = capacity(&opened.outline, &wish);
         if let Some(card) = &opened.card {
             model.set_encoder(EncoderCard { matryoshka: manifest.matryoshka, ..card.clone() });
         }

@@ -12,7 +12,7 @@ constexpr u32 TOP_MAX = 20, SCORE_WORDS = 2 + 2 * TOP_MAX;
 /// Log-probability of what is impossible.
 constexpr float IMPOSSIBLE = -9999.0f;
 
-/// In a tally: the token has a bias, or stands in the prompt. The other bits count it in the answer.
+/// In a tally: the token has a bias, or stands in the prompt. Other bits count it in the answer.
 constexpr u32 BIASED = 1u << 30, IN_PROMPT = 1u << 31;
 
 struct Detail {
