@@ -20,7 +20,8 @@ fn main() {
     let chips = std::env::var("SCONCE_CUDA_CHIPS").unwrap_or_else(|_| CHIPS.to_owned());
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     let mut command = Command::new(nvcc());
-    command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"]);
+    // Chips side by side, as many as there are cores.
+    command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "--threads=0"]);
     let mut chips: Vec<&str> = chips.split(',').map(str::trim).collect();
     chips.sort_unstable();
     for chip in &chips {

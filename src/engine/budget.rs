@@ -100,6 +100,19 @@ pub fn capacity(outline: &Outline, wish: &Wish) -> Capacity {
     }
 }
 
+/// The same on a GPU, which thousands of rows fill: a matrix of 1,024 outputs is eight tiles wide,
+/// and there are more than a hundred multiprocessors.
+pub fn capacity_on_gpu(outline: &Outline, wish: &Wish) -> Capacity {
+    let Capacity { rows, yields, context } = capacity(outline, wish);
+    match outline.kv {
+        Some(_) => Capacity { rows: rows.max(2048), yields, context },
+        None => {
+            let rows = rows.max(4096);
+            Capacity { rows, yields: rows, context }
+        }
+    }
+}
+
 /// The size of a super-page: the largest power of two that keeps every lane's group below the
 /// bound, and at least a block of every lane.
 pub fn page_bytes(kvs: &[KvShape]) -> usize {
@@ -145,6 +158,13 @@ impl Device {
         }
         Ok(limit)
     }
+}
+
+/// KV memory of a GPU unless it is set: what is left, but for an eighth, where models that are
+/// loaded later have their workspace. Its memory is for nothing else.
+pub fn kv_of_a_gpu(ledger: Ledger) -> u64 {
+    let left = ledger.limit.saturating_sub(ledger.weights).saturating_sub(ledger.workspace);
+    left - left / 8
 }
 
 /// Cuts the KV region: every lane's guarantee (one request of its longest context), and what is
@@ -268,9 +288,12 @@ mod tests {
         assert!(error.contains("3072 MiB of the device are held"), "{error}");
         let roomy = Ledger { limit: 4 << 30, ..ledger };
         let cut = pages(&[lane(Some(SMOLLM2), 8192)], None, roomy).unwrap();
-        let taken = u64::from(cut.count + cut.scratch);
-        assert_eq!(taken * cut.page_bytes as u64, KV_BYTES_DEFAULT);
+        let taken = |cut: Pages| u64::from(cut.count + cut.scratch) * cut.page_bytes as u64;
+        assert_eq!(taken(cut), KV_BYTES_DEFAULT);
         assert_eq!(cut.scratch, 30, "a block in each layer, five fit in a page");
+        let all = pages(&[lane(Some(SMOLLM2), 8192)], Some(kv_of_a_gpu(roomy)), roomy).unwrap();
+        let kv = taken(all);
+        assert!((3 << 30..roomy.limit - roomy.weights - roomy.workspace).contains(&kv), "{kv}");
         let encoders = pages(&[lane(None, 256)], None, roomy).unwrap();
         assert_eq!(encoders.count, 0);
     }

@@ -9,11 +9,14 @@ use crate::device::cuda::{self, Gpu};
 use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::kernels::batch::BatchSpan;
+use crate::kernels::cuda::details::DrawDetail;
 use crate::kernels::cuda::executor::{Answers, DEPTH, Executor, Options, RunError};
 use crate::kernels::cuda::tables::{FROM_SEAT, Loan, SeatDraw, Work};
 use crate::kernels::ops::Program;
+use crate::model::Dtype;
 use crate::request::{LaneId, Micros};
-use crate::scheduler::step::{Grant, Input, Outcome, Output, SlotId, Span, Step};
+use crate::scheduler::step::{Input, Outcome, Output, SlotId, Step};
+use crate::weights::LoadError;
 
 /// Execution slots of a GPU, and uncommitted steps a slot: one runs while the next is planned.
 pub const GPU_SLOTS: (u8, u8) = (1, DEPTH as u8);
@@ -22,10 +25,17 @@ pub const GPU_SLOTS: (u8, u8) = (1, DEPTH as u8);
 #[derive(Debug)]
 pub struct GpuRunner {
     executor: Executor,
-    /// Layers of each lane's KV cache; 0 for encoders, none where no model is yet.
-    layers: Vec<Option<u32>>,
+    lanes: Vec<Lane>,
     work: Work,
     answers: Answers,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Lane {
+    /// Layers of its KV cache; 0 for encoders, none where no model is yet.
+    layers: Option<u32>,
+    /// Pages that the device has not heard of yet: a step that it refused takes none in.
+    loans: Vec<Loan>,
 }
 
 /// Opens the GPU of this process.
@@ -36,10 +46,25 @@ pub fn open() -> Result<Box<dyn Gpu>, GpuError> {
     cuda::open(crate::kernels::cuda::IMAGE)
 }
 
-/// Bytes that a program takes on the device beside its weights, about: rows, and as much again
-/// for split attention and choosing tokens.
+/// Bytes that a program takes on the device beside its weights.
 pub fn workspace_bytes(program: &Program) -> u64 {
-    2 * Executor::workspace_bytes(program) as u64
+    Executor::workspace_bytes(program)
+}
+
+/// How float weights are kept on a GPU, of what a manifest may say.
+///
+/// # Errors
+/// There are no kernels for what it says.
+pub fn dtype(asked: Dtype) -> Result<Dtype, LoadError> {
+    match asked {
+        Dtype::Auto | Dtype::Bf16 => Ok(Dtype::Bf16),
+        Dtype::Int8 => Ok(Dtype::Int8),
+        Dtype::F32 => Err(LoadError::Shape(
+            "dtype 'f32' has no CUDA kernels: 'auto' and 'bf16' keep floats as bf16 on a GPU, \
+             'int8' in 8 bits; f32 is for a processor (device.kind 'cpu')"
+                .into(),
+        )),
+    }
 }
 
 impl GpuRunner {
@@ -49,34 +74,53 @@ impl GpuRunner {
     /// There is too little memory for the KV region.
     pub fn new(gpu: Box<dyn Gpu>, options: Options) -> Result<Self, GpuError> {
         let executor = Executor::new(gpu, options)?;
-        let layers = vec![None; options.lanes];
-        Ok(Self { executor, layers, work: Work::default(), answers: Answers::default() })
-    }
-
-    fn take_in(&mut self, grants: &[Grant], layers: u32) {
-        for grant in grants {
-            let first = grant.group * layers;
-            let pages = grant.pages.iter().zip(first..);
-            self.work.loans.extend(pages.map(|(&page, place)| Loan { place, page }));
-        }
+        let lanes = vec![Lane::default(); options.lanes];
+        Ok(Self { executor, lanes, work: Work::default(), answers: Answers::default() })
     }
 
     /// Resolves a step for the device.
     fn pack(&mut self, step: &Step) {
-        let Work { batch, draws, .. } = &mut self.work;
+        let Work { batch, draws, details, history, states, .. } = &mut self.work;
         batch.tokens.extend_from_slice(&step.tokens);
         batch.blocks.extend(step.blocks.iter().map(|block| (block.group, block.slot)));
+        history.extend_from_slice(&step.history);
+        let mut wanted = step.details.iter().peekable();
         for (index, span) in step.spans.iter().enumerate() {
+            let index = index as u32;
             let (rows, blocks) = (span.rows.clone(), span.blocks.clone());
             batch.positions.extend((0..span.len() as u32).map(|row| span.start + row));
-            batch.span_of.extend(std::iter::repeat_n(index as u32, span.len()));
-            if let Input::Seat(seat) = span.input {
-                batch.tokens[rows.start as usize] = FROM_SEAT | seat.0;
+            batch.span_of.extend(std::iter::repeat_n(index, span.len()));
+            let mut last = None;
+            match span.input {
+                Input::Known => {}
+                Input::Seat(seat) => {
+                    batch.tokens[rows.start as usize] = FROM_SEAT | seat.0;
+                    last = Some(rows.start);
+                }
+                Input::Pair { second } => {
+                    batch.types.resize(step.rows(), 0);
+                    batch.types[(rows.start + second) as usize..rows.end as usize].fill(1);
+                }
             }
-            if let Output::Sample { seat, sampling, position } = span.output {
-                let row = batch.gather.len() as u32;
+            let row = batch.gather.len() as u32;
+            if span.output != Output::None {
                 batch.gather.push(rows.end - 1);
-                draws.push(SeatDraw { row, seat: seat.0, position, sampling });
+            }
+            match span.output {
+                Output::None | Output::Answer => {}
+                Output::Hidden => states.push(index),
+                Output::Sample { seat, sampling, position } => {
+                    let draw = draws.len() as u32;
+                    draws.push(SeatDraw { row, seat: seat.0, position, sampling });
+                    let detail = wanted.next_if(|detail| detail.span == index);
+                    details.extend(detail.map(|of| DrawDetail {
+                        draw,
+                        detail: of.detail.clone(),
+                        prompt: of.prompt.clone(),
+                        generated: of.generated.clone(),
+                        last,
+                    }));
+                }
             }
             batch.spans.push(BatchSpan { rows, start: span.start, blocks });
         }
@@ -85,24 +129,35 @@ impl GpuRunner {
 
 impl Runner for GpuRunner {
     fn submit(&mut self, step: &Step) -> Result<(), StepError> {
-        let lane = step.lane.0 as usize;
-        let Some(layers) = self.layers[lane] else {
+        let index = step.lane.0 as usize;
+        let lane = &mut self.lanes[index];
+        let Some(layers) = lane.layers else {
             return Err(StepError::step(format!("lane {} has no model yet", step.lane)));
         };
-        self.work.clear();
-        self.take_in(&step.grants, layers);
-        if let Some(what) = without_kernel(step) {
-            return Err(StepError::step(format!("the CUDA kernels do not serve {what} yet")));
+        for grant in &step.grants {
+            let first = grant.group * layers;
+            let places = first..first + layers;
+            // A group that was lent anew before the device heard of it.
+            lane.loans.retain(|loan| !places.contains(&loan.place));
+            let pages = grant.pages.iter().zip(places);
+            lane.loans.extend(pages.map(|(&page, place)| Loan { place, page }));
         }
+        self.work.clear();
         self.pack(step);
-        self.executor.submit(lane, &self.work).map_err(|error| failed(&error))
+        std::mem::swap(&mut self.work.loans, &mut self.lanes[index].loans);
+        let submitted = self.executor.submit(index, &self.work);
+        if submitted.is_err() {
+            std::mem::swap(&mut self.work.loans, &mut self.lanes[index].loans);
+        }
+        submitted.map_err(|error| failed(&error))
     }
 
     fn collect(&mut self, _slot: SlotId, outcome: &mut Outcome) -> Result<(), StepError> {
         self.executor.collect(&mut self.answers).map_err(|error| failed(&error))?;
-        let Answers { elapsed, tokens, vectors } = &mut self.answers;
+        let Answers { elapsed, tokens, logprobs, vectors } = &mut self.answers;
         outcome.elapsed = micros(*elapsed);
         outcome.tokens.append(tokens);
+        outcome.logprobs.append(logprobs);
         outcome.vectors.append(vectors);
         Ok(())
     }
@@ -116,23 +171,10 @@ impl Runner for GpuRunner {
             None => StepError::step(error.to_string()),
         })?;
         let graphs = self.executor.record(index).map_err(|error| failed(&error.into()))?;
-        self.layers[index] = Some(program.kv.map_or(0, |kv| kv.layers as u32));
+        self.lanes[index].layers = Some(program.kv.map_or(0, |kv| kv.layers as u32));
         tracing::info!(%lane, bytes, graphs, "model is on the device");
         Ok(())
     }
-}
-
-/// What of a step has no kernel.
-fn without_kernel(step: &Step) -> Option<&'static str> {
-    let pair = |span: &Span| matches!(span.input, Input::Pair { .. });
-    let hidden = |span: &Span| span.output == Output::Hidden;
-    if !step.details.is_empty() {
-        return Some("penalties, bias and log-probabilities");
-    }
-    if step.spans.iter().any(hidden) {
-        return Some("the states of single tokens");
-    }
-    step.spans.iter().any(pair).then_some("pairs of texts with token types")
 }
 
 /// At least one microsecond: nothing is free.

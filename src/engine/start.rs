@@ -30,7 +30,7 @@ use crate::kernels::cpu::executor::Executor;
 use crate::kernels::cpu::isa::SetKind;
 use crate::kernels::cuda::executor::Options;
 use crate::lifecycle::Lifecycle;
-use crate::model::{EncoderCard, ModelState, ModelTask};
+use crate::model::{Dtype, EncoderCard, ModelState, ModelTask};
 use crate::request::{LaneId, Micros};
 use crate::scheduler::{LaneKind, Scheduler, SchedulerConfig};
 use crate::store::ModelFiles;
@@ -160,11 +160,12 @@ impl Startup {
 
     fn start_all(&self, progress: &Progress) -> Result<Started, StartError> {
         let mut gpu = self.open_gpu()?;
+        let dtypes = self.dtypes(gpu.is_some())?;
         let slots = if gpu.is_some() { GPU_SLOTS } else { CPU_SLOTS };
         let files = self.fetch(progress)?;
         let mut lanes = Vec::new();
-        for ((manifest, model), files) in self.models().zip(&files) {
-            lanes.push(self.open(manifest, model, files)?);
+        for (((manifest, model), files), dtype) in self.models().zip(&files).zip(dtypes) {
+            lanes.push(self.open((manifest, dtype, gpu.is_some()), model, files)?);
         }
         let loaded = self.load(&lanes)?;
         let mut device = self.describe(gpu.as_deref());
@@ -200,6 +201,16 @@ impl Startup {
         self.config.manifests.iter().zip(self.catalog.models())
     }
 
+    /// How each model's float weights are kept: known before a file is fetched.
+    fn dtypes(&self, gpu: bool) -> Result<Vec<Dtype>, StartError> {
+        let of = |(manifest, model): (&Manifest, &Model)| match gpu {
+            true => gpu_runner::dtype(manifest.dtype)
+                .map_err(|source| StartError::Load { model: model.name.clone(), source }),
+            false => Ok(manifest.dtype),
+        };
+        self.models().map(of).collect()
+    }
+
     /// All files of all models, fetched side by side.
     fn fetch(&self, progress: &Progress) -> Result<Vec<ModelFiles>, StoreError> {
         let eta = |manifest: &Manifest| {
@@ -233,7 +244,7 @@ impl Startup {
     /// Reads the header and the tokenizer: from then on requests can be checked and queued.
     fn open(
         &self,
-        manifest: &Manifest,
+        (manifest, dtype, on_gpu): (&Manifest, Dtype, bool),
         model: &Model,
         files: &ModelFiles,
     ) -> Result<Opening, StartError> {
@@ -241,7 +252,7 @@ impl Startup {
         self.set_state(model, ModelState::Loading);
         let opened = residency::open(files)
             .map_err(|source| StartError::Load { model: name(), source })?
-            .with_dtype(manifest.dtype);
+            .with_dtype(dtype);
         // A classifier of one label scores whatever it was trained for.
         let scores = (opened.outline.task, model.task) == (ModelTask::Rerank, ModelTask::Classify);
         if opened.outline.task != model.task && !scores {
@@ -266,7 +277,8 @@ impl Startup {
             seats: manifest.limits.seats,
             weight_bytes: opened.weight_bytes(),
         };
-        let capacity = budget::capacity(&opened.outline, &wish);
+        let capacity = if on_gpu { budget::capacity_on_gpu } else { budget::capacity };
+        let capacity = capacity(&opened.outline, &wish);
         if let Some(card) = &opened.card {
             model.set_encoder(EncoderCard { matryoshka: manifest.matryoshka, ..card.clone() });
         }
@@ -325,6 +337,7 @@ impl Startup {
         gpu: Option<&mut (dyn Gpu + 'static)>,
     ) -> Result<(Pages, u64), StartError> {
         let programs = loaded.iter().flatten().map(|model| &*model.program);
+        let on_gpu = gpu.is_some();
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
         let (device, workspace) = match gpu {
             // Each lane has its own.
@@ -345,8 +358,9 @@ impl Startup {
         let limit = device.limit(asked).map_err(StartError::Memory)?;
         let mut ledger = Ledger { weights, kv: 0, workspace, limit, others: device.others() };
         let shapes: Vec<_> = lanes.iter().map(|lane| lane.lane).collect();
-        let pages = budget::pages(&shapes, self.config.scheduler.kv_bytes, ledger)
-            .map_err(StartError::Memory)?;
+        let by_default = on_gpu.then(|| budget::kv_of_a_gpu(ledger));
+        let kv = self.config.scheduler.kv_bytes.or(by_default);
+        let pages = budget::pages(&shapes, kv, ledger).map_err(StartError::Memory)?;
         ledger.kv = u64::from(pages.count + pages.scratch) * pages.page_bytes as u64;
         let Ledger { weights, kv, workspace, limit, .. } = ledger;
         self.telemetry.memory(weights, kv, workspace, limit);

@@ -19,7 +19,7 @@ mod blocks;
 mod float;
 pub(super) mod large;
 mod mixed;
-mod quants;
+pub(super) mod quants;
 
 use half::{bf16, f16};
 

@@ -1,5 +1,7 @@
 //! Steps as the scheduler makes them, on the emulated device.
 
+mod models;
+
 use std::sync::Arc;
 
 use super::*;
@@ -10,7 +12,7 @@ use crate::kernels::ops::{Embed, Gather, KvShape, Op, Rows};
 use crate::kernels::packed::Packed;
 use crate::model::ModelTask;
 use crate::request::{RequestId, Sampling};
-use crate::scheduler::step::{BlockId, Seat, Span};
+use crate::scheduler::step::{BlockId, Grant, Seat, Span};
 
 const VOCABULARY: usize = 48;
 const KV: KvShape = KvShape { layers: 2, heads: 1, head_dim: 16 };
@@ -100,4 +102,24 @@ fn sticky_errors_are_fatal_and_others_are_not() {
         let failed = runner(emulator).submit(&step(0, &[1], Input::Known)).unwrap_err();
         assert_eq!(failed.kind, kind, "{code}");
     }
+}
+
+#[test]
+fn floats_without_kernels_are_refused_by_name() {
+    assert_eq!(dtype(Dtype::Auto).unwrap(), Dtype::Bf16);
+    assert_eq!(dtype(Dtype::Int8).unwrap(), Dtype::Int8);
+    let refused = dtype(Dtype::F32).unwrap_err().to_string();
+    assert!(refused.contains("'f32'") && refused.contains("'bf16'"), "{refused}");
+}
+
+#[test]
+fn pages_reach_the_device_also_if_their_step_was_refused() {
+    let mut runner = runner(Emulator::new());
+    let good = step(0, &[4, 5], Input::Known);
+    let mut bad = good.clone();
+    bad.spans[0].rows = 0..9;
+    assert_eq!(runner.submit(&bad).unwrap_err().kind, StepErrorKind::Step);
+    assert_eq!(runner.lanes[1].loans.len(), 2);
+    runner.submit(&Step { grants: Vec::new(), ..good }).unwrap();
+    assert!(runner.lanes[1].loans.is_empty());
 }

@@ -47,7 +47,7 @@ pub(super) struct Embed {
     pub(super) step: u64,
     pub(super) table: Matrix,
     pub(super) positions: u64,
-    pub(super) constant: u64,
+    pub(super) types: u64,
     pub(super) seats: u64,
     pub(super) output: View,
 }
@@ -128,13 +128,17 @@ pub(super) struct Linear {
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
-pub(super) struct RopeStore {
+pub(super) struct Rope {
     pub(super) step: u64,
     pub(super) qkv: View,
     pub(super) cache: Cache,
     pub(super) table: u64,
+    pub(super) query_norm: u64,
+    pub(super) key_norm: u64,
     pub(super) heads: u32,
     pub(super) positions: u32,
+    pub(super) eps: f32,
+    pub(super) unused: u32,
 }
 
 #[repr(C)]
@@ -148,6 +152,8 @@ pub(super) struct Attention {
     pub(super) limits: u64,
     pub(super) heads: u32,
     pub(super) scale: f32,
+    pub(super) causal: u32,
+    pub(super) unused: u32,
 }
 
 #[repr(C)]
@@ -158,6 +164,20 @@ pub(super) struct Sample {
     pub(super) weights: u64,
     pub(super) seats: u64,
     pub(super) tokens: u64,
+    pub(super) vocabulary: u32,
+    pub(super) unused: u32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub(super) struct Refine {
+    pub(super) step: u64,
+    pub(super) details: u64,
+    pub(super) logits: View,
+    pub(super) weights: u64,
+    pub(super) seats: u64,
+    pub(super) tokens: u64,
+    pub(super) scores: u64,
     pub(super) vocabulary: u32,
     pub(super) unused: u32,
 }

@@ -18,6 +18,8 @@ struct AttentionArgs {
     float *limits;  // peak and total of each split row
     u32 heads;
     float scale;
+    u32 causal;  // of packed spans: rows see none after themselves
+    u32 unused;
 };
 
 struct Split {
@@ -188,8 +190,10 @@ struct Packed {
     Span span;
     u32 head;
 
-    __device__ __forceinline__ u32 group() const { return 1; }
-    __device__ __forceinline__ u32 visible(u32) const { return span.rows; }
+    __device__ __forceinline__ u32 group() const { return a.heads / a.cache.heads; }
+    __device__ __forceinline__ u32 visible(u32 row) const {
+        return a.causal ? row + 1 : span.rows;
+    }
     __device__ __forceinline__ void load(unsigned char *to, u32 index, u32 end) const {
         u32 size = a.cache.head_dim;
         for (u32 i = threadIdx.x; i < 2 * BLOCK_TOKENS * (SIZE / 8); i += ATTENTION_THREADS) {
@@ -197,7 +201,7 @@ struct Packed {
             u32 row = i / (SIZE / 8) % BLOCK_TOKENS, piece = i % (SIZE / 8);
             u32 position = index * BLOCK_TOKENS + row;
             bool inside = position < end && piece * 8 < size;
-            u32 column = ((part + 1) * a.heads + head) * size + piece * 8;
+            u32 column = (a.heads + part * a.cache.heads + head) * size + piece * 8;
             u64 at = inside ? (u64)(span.first + position) * a.qkv.stride + column : 0;
             copy_async(to + part * SIZE * 64 + piece_place<SIZE>(row, piece),
                        (const u16 *)a.qkv.data + at, inside);

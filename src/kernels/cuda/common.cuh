@@ -42,7 +42,7 @@ struct Loan {
 struct Step {
     u32 rows, spans, gathered, draws;
     u32 small_tiles, large_tiles, loans, unused;
-    const u32 *tokens;  // with the highest bit set: from a seat
+    u32 *tokens;  // with the highest bit set: from a seat, until `embed` has looked there
     const u32 *positions;
     const u32 *span_of;
     const u32 *gather;
@@ -52,6 +52,7 @@ struct Step {
     const Tile *large;    // at most 64
     const Draw *draw;
     const Loan *loan;
+    const u32 *types;  // of tokens, or null: all 0
 };
 
 constexpr u32 FROM_SEAT = 1u << 31;
@@ -78,7 +79,9 @@ __device__ __forceinline__ void write(const View &view, u32 row, u32 column, flo
 }
 
 /// How a weight matrix is stored; see `matrices.rs`.
-constexpr u32 MATRIX_BF16 = 0, MATRIX_Q4 = 1, MATRIX_Q8 = 2;
+constexpr u32 MATRIX_BF16 = 0, MATRIX_4_BITS = 1, MATRIX_8_BITS = 2;
+/// Groups have minimums; halves of groups have scales of their own.
+constexpr u32 MATRIX_MINIMUM = 4, MATRIX_HALVES = 8;
 
 /// Inputs that a matrix is padded to a multiple of.
 constexpr u32 SUPER = 128;
@@ -106,6 +109,11 @@ __device__ __forceinline__ float block_sum(float x, float *scratch) {
     float sum = 0.0f;
     for (int warp = 0; warp < THREADS / 32; ++warp) sum += scratch[warp];
     return sum;
+}
+
+__device__ __forceinline__ u64 shuffle_xor_wide(u64 x, int mask) {
+    u32 low = shuffle_xor((u32)x, mask), high = shuffle_xor((u32)(x >> 32), mask);
+    return (u64)high << 32 | low;
 }
 
 /// Which rows an op works on.

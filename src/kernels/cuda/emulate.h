@@ -109,6 +109,20 @@ T atomicAdd(T *to, T value) {
     return old;
 }
 
+template <class T>
+T atomicMax(T *to, T value) {
+    T old = *to;
+    *to = old > value ? old : value;
+    return old;
+}
+
+template <class T>
+T atomicOr(T *to, T value) {
+    T old = *to;
+    *to = old | value;
+    return old;
+}
+
 inline u32 min(u32 a, u32 b) { return a < b ? a : b; }
 inline u32 max(u32 a, u32 b) { return a > b ? a : b; }
 
@@ -157,6 +171,10 @@ inline float shuffle_xor(float value, int mask) {
     u32 bits = emulate::as_bits(value);
     auto shown = emulate::show(&bits, 1);
     return emulate::as_float(shown[emulate::lane() ^ mask][0]);
+}
+inline u32 shuffle_xor(u32 value, int mask) {
+    auto shown = emulate::show(&value, 1);
+    return shown[emulate::lane() ^ mask][0];
 }
 inline u32 shuffle_up(u32 value, int distance) {
     auto shown = emulate::show(&value, 1);

@@ -35,6 +35,8 @@ pub(crate) struct Emulator {
     pub(crate) fails_at: Option<(u64, GpuError)>,
     /// Launches so far.
     pub(crate) launches: u64,
+    /// Memory that a graph takes.
+    pub(crate) graph_bytes: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +63,7 @@ impl Emulator {
             twice: true,
             fails_at: None,
             launches: 0,
+            graph_bytes: 0,
         }
     }
 
@@ -130,7 +133,7 @@ impl Gpu for Emulator {
     }
 
     fn free_bytes(&mut self) -> Result<u64, GpuError> {
-        Ok(1 << 30)
+        Ok((1 << 30) - self.graphs.len() as u64 * self.graph_bytes)
     }
 
     fn kernel(&mut self, name: &str, shared: u32) -> Result<KernelId, GpuError> {

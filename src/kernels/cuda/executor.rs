@@ -2,16 +2,22 @@
 //! steps may be on their way at once. In steady state a step allocates nothing, on neither side.
 //! Knows rows and lanes by number, not requests.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use super::arguments as args;
+use super::check::check;
+use super::details::{DetailTables, SCORE_BYTES, read_scores, scored};
+use super::graphs::{GRAPH_BYTES, Graphs};
 use super::launches::{Call, Grid};
-use super::lower::{LowerError, Lowered, Shared, lower, workspace_bytes};
+use super::lower::{LowerError, Lowered, Shared, lower, room_for, workspace_bytes};
+use super::places::Place;
 use super::tables::{Counts, Tables, Work};
 use crate::device::cuda::fault::{Fault, GpuError};
-use crate::device::cuda::{Address, Gpu, GpuInfo, GraphId, HostId, TimerId};
+use crate::device::cuda::{Address, Gpu, GpuInfo, HostId, TimerId};
 use crate::kernels::ops::Program;
+use crate::request::Logprobs;
 use crate::scheduler::step::MAX_SEATS;
 
 /// Steps that can be on their way.
@@ -23,13 +29,6 @@ const TABLE_BYTES: usize = 4 << 20;
 
 /// A step that has not ended after this long never will.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Numbers of rows that decode steps are padded to when they run as a graph.
-const BUCKETS: [u32; 16] =
-    [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, MAX_SEATS as u32];
-
-/// Numbers of splits that graphs are recorded for.
-const SPLITS: [u32; 3] = [1, 4, 16];
 
 /// How the device is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +50,8 @@ pub struct Answers {
     pub elapsed: Duration,
     /// One a draw.
     pub tokens: Vec<u32>,
+    /// One for each detail that asks for them.
+    pub logprobs: Vec<Logprobs>,
     /// One a span, for encoders.
     pub vectors: Vec<Vec<f32>>,
 }
@@ -71,14 +72,22 @@ pub enum RunError {
 pub struct Executor {
     gpu: Box<dyn Gpu>,
     options: Options,
-    step: Address,
-    kv: Address,
-    seats: Address,
-    tokens: Address,
+    device: DeviceMemory,
     lanes: Vec<Option<Lane>>,
     slots: [Slot; DEPTH],
     pending: VecDeque<usize>,
     tables: Tables,
+    details: DetailTables,
+}
+
+/// What all lanes share.
+#[derive(Debug, Clone, Copy)]
+struct DeviceMemory {
+    step: Address,
+    kv: Address,
+    seats: Address,
+    tokens: Address,
+    scores: Address,
 }
 
 #[derive(Debug)]
@@ -87,24 +96,78 @@ struct Lane {
     take_in: Call,
     /// Entries of its table of pages.
     places: u32,
-    graphs: HashMap<Counts, GraphId>,
+    graphs: Graphs,
+    /// Where details go, and how many bytes of them at a time.
+    details: (Address, usize),
 }
 
+/// What a step on its way needs for itself.
 #[derive(Debug)]
 struct Slot {
     tables: HostId,
-    answers: HostId,
-    answer_bytes: usize,
+    details: Pinned,
+    /// Tokens, or vectors.
+    answers: Pinned,
+    /// Last hidden states.
+    states: Pinned,
+    scores: HostId,
     timer: TimerId,
-    /// Tokens, or vectors and their width, that are on their way.
     expected: Expected,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+/// Host memory that grows while models are loaded. What was too small stays reserved: a matter of
+/// kilobytes.
+#[derive(Debug, Clone, Copy)]
+struct Pinned {
+    host: HostId,
+    bytes: usize,
+}
+
+/// What is on its way.
+#[derive(Debug, Default)]
 struct Expected {
     tokens: usize,
-    vectors: usize,
-    width: usize,
+    scores: usize,
+    /// Vectors of one value a place.
+    sources: Vec<Source>,
+    /// Values of a vector, and of a state.
+    widths: [usize; 2],
+}
+
+/// Where a span's vector comes from.
+#[derive(Debug)]
+enum Source {
+    /// This one of the answers.
+    Answer(usize),
+    /// These of the states.
+    States(Range<usize>),
+}
+
+impl Pinned {
+    fn new(gpu: &mut dyn Gpu, bytes: usize) -> Result<Self, GpuError> {
+        Ok(Self { host: gpu.host_memory(bytes)?, bytes })
+    }
+
+    fn make_room(&mut self, gpu: &mut dyn Gpu, bytes: usize) -> Result<(), GpuError> {
+        if self.bytes < bytes {
+            *self = Self::new(gpu, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn new(gpu: &mut dyn Gpu) -> Result<Self, GpuError> {
+        Ok(Self {
+            tables: gpu.host_memory(TABLE_BYTES)?,
+            details: Pinned::new(gpu, 0)?,
+            answers: Pinned::new(gpu, MAX_SEATS * 4)?,
+            states: Pinned::new(gpu, 0)?,
+            scores: gpu.host_memory(MAX_SEATS * SCORE_BYTES)?,
+            timer: gpu.timer()?,
+            expected: Expected::default(),
+        })
+    }
 }
 
 impl Executor {
@@ -113,24 +176,18 @@ impl Executor {
     /// # Errors
     /// There is too little memory, or the device failed.
     pub fn new(mut gpu: Box<dyn Gpu>, options: Options) -> Result<Self, GpuError> {
-        let step = gpu.reserve(TABLE_BYTES)?;
-        let kv = gpu.reserve((options.pages as usize * options.page_bytes).max(256))?;
-        let seats = gpu.reserve(MAX_SEATS * 4)?;
-        let tokens = gpu.reserve(MAX_SEATS * 4)?;
-        let answer_bytes = MAX_SEATS * 4;
-        let mut slot = || -> Result<Slot, GpuError> {
-            Ok(Slot {
-                tables: gpu.host_memory(TABLE_BYTES)?,
-                answers: gpu.host_memory(answer_bytes)?,
-                answer_bytes,
-                timer: gpu.timer()?,
-                expected: Expected::default(),
-            })
+        let device = DeviceMemory {
+            step: gpu.reserve(TABLE_BYTES)?,
+            kv: gpu.reserve((options.pages as usize * options.page_bytes).max(256))?,
+            seats: gpu.reserve(MAX_SEATS * 4)?,
+            tokens: gpu.reserve(MAX_SEATS * 4)?,
+            scores: gpu.reserve(MAX_SEATS * SCORE_BYTES)?,
         };
-        let slots = [slot()?, slot()?];
+        let slots = [Slot::new(&mut *gpu)?, Slot::new(&mut *gpu)?];
         let lanes = (0..options.lanes).map(|_| None).collect();
-        let (pending, tables) = (VecDeque::new(), Tables::default());
-        Ok(Self { gpu, options, step, kv, seats, tokens, lanes, slots, pending, tables })
+        let pending = VecDeque::with_capacity(DEPTH);
+        let (tables, details) = (Tables::default(), DetailTables::default());
+        Ok(Self { gpu, options, device, lanes, slots, pending, tables, details })
     }
 
     /// What the device is.
@@ -138,9 +195,10 @@ impl Executor {
         self.gpu.info()
     }
 
-    /// Bytes that a program's rows take on the device, weights and attention's scratch apart.
-    pub fn workspace_bytes(program: &Program) -> usize {
-        workspace_bytes(program)
+    /// Bytes that a program takes on the device, weights apart.
+    pub fn workspace_bytes(program: &Program) -> u64 {
+        let graphs = if program.kv.is_some() { GRAPH_BYTES } else { 0 };
+        workspace_bytes(program) as u64 + graphs
     }
 
     /// Uploads a program; returns the bytes of device memory that it takes.
@@ -150,51 +208,60 @@ impl Executor {
     pub fn install(&mut self, lane: usize, program: &Program) -> Result<usize, LowerError> {
         let layers = program.kv.map_or(0, |kv| kv.layers);
         let places = self.options.pages as usize + layers;
-        let pages = self.gpu.reserve(places * 8)?;
-        let shared = Shared {
-            step: self.step,
-            kv: self.kv,
-            seats: self.seats,
-            pages,
-            tokens: self.tokens,
-            deterministic: self.options.deterministic,
-        };
-        let mut lowered = match lower(program, &mut *self.gpu, shared) {
+        let room = program.kv.map_or(0, |_| room_for(program));
+        let mut held = Vec::new();
+        let lowered = self.lower(program, (places, room), &mut held);
+        let (mut lowered, take_in, details) = match lowered {
             Ok(lowered) => lowered,
             Err(error) => {
-                self.gpu.release(pages)?;
+                for address in held {
+                    self.gpu.release(address)?;
+                }
                 return Err(error);
             }
         };
-        lowered.uploads.reserved.push(pages);
-        let page_bytes = self.options.page_bytes as u64;
-        let arguments = args::TakeIn { step: self.step.0, pages: pages.0, page_bytes };
-        let take_in = Call::plain(&mut *self.gpu, ("take_in", 256, 0), Grid::Loans, &arguments)?;
-        if lowered.sample.is_none() {
-            self.make_room(program.gathered_max * lowered.output.width * 4)?;
-        }
-        let bytes = lowered.uploads.bytes + places * 8;
-        let lane = &mut self.lanes[lane];
-        if let Some(old) = lane.take() {
+        lowered.uploads.reserved.extend(held);
+        let bytes = lowered.uploads.bytes + places * 8 + room;
+        if let Some(old) = self.lanes[lane].take() {
             for address in old.lowered.uploads.reserved {
                 self.gpu.release(address)?;
             }
         }
-        let places = places as u32;
-        *lane = Some(Lane { lowered, take_in, places, graphs: HashMap::new() });
+        let (places, graphs) = (places as u32, Graphs::default());
+        self.lanes[lane] = Some(Lane { lowered, take_in, places, graphs, details });
         Ok(bytes)
     }
 
-    /// Lets answers of `bytes` go through. What was too small stays reserved: a matter of
-    /// kilobytes, while a model is loaded.
-    fn make_room(&mut self, bytes: usize) -> Result<(), GpuError> {
+    /// Lowers a program; what is reserved beside its own memory goes into `held`.
+    fn lower(
+        &mut self,
+        program: &Program,
+        (places, room): (usize, usize),
+        held: &mut Vec<Address>,
+    ) -> Result<(Lowered, Call, (Address, usize)), LowerError> {
+        let gpu = &mut *self.gpu;
+        let mut reserve = |bytes: usize| -> Result<Address, GpuError> {
+            let address = gpu.reserve(bytes)?;
+            held.push(address);
+            Ok(address)
+        };
+        let (pages, details) = (reserve(places * 8)?, reserve(room)?);
+        let DeviceMemory { step, kv, seats, tokens, scores } = self.device;
+        let page_bytes = self.options.page_bytes as u64;
+        let arguments = args::TakeIn { step: step.0, pages: pages.0, page_bytes };
+        let take_in = Call::plain(gpu, ("take_in", 256, 0), Grid::Loans, &arguments)?;
         for slot in &mut self.slots {
-            if slot.answer_bytes < bytes {
-                slot.answers = self.gpu.host_memory(bytes)?;
-                slot.answer_bytes = bytes;
+            slot.details.make_room(gpu, room)?;
+            if let (None, Some(output)) = (program.kv, program.output) {
+                slot.answers.make_room(gpu, program.gathered_max * output.width * 4)?;
+            }
+            if let Some(hidden) = program.hidden {
+                slot.states.make_room(gpu, program.rows_max * hidden.width * 4)?;
             }
         }
-        Ok(())
+        let deterministic = self.options.deterministic;
+        let shared = Shared { step, kv, seats, pages, tokens, details, scores, deterministic };
+        Ok((lower(program, gpu, shared)?, take_in, (details, room)))
     }
 
     /// Records the lane's decode steps as graphs. Until then, and for all other steps, launches
@@ -204,20 +271,7 @@ impl Executor {
     /// The device failed.
     pub fn record(&mut self, lane: usize) -> Result<usize, GpuError> {
         let Some(Lane { lowered, graphs, .. }) = &mut self.lanes[lane] else { return Ok(0) };
-        if lowered.sample.is_none() {
-            return Ok(0);
-        }
-        let most = lowered.gathered_max as u32;
-        for rows in BUCKETS.into_iter().filter(|rows| bucket(&BUCKETS, most) >= Some(*rows)) {
-            for splits in SPLITS {
-                let counts = decode_counts(rows, splits, lowered);
-                self.gpu.begin_graph()?;
-                let launched = launch(lowered, &mut *self.gpu, &counts);
-                let graph = self.gpu.end_graph();
-                launched?;
-                graphs.insert(counts, graph?);
-            }
-        }
+        *graphs = Graphs::record(lowered, &mut *self.gpu)?;
         Ok(graphs.len())
     }
 
@@ -226,39 +280,44 @@ impl Executor {
     /// # Errors
     /// The step does not fit, or the device failed; nothing is to be collected then.
     pub fn submit(&mut self, lane: usize, work: &Work) -> Result<(), RunError> {
-        let slot = (0..DEPTH).find(|slot| !self.pending.contains(slot));
-        let slot = slot.ok_or_else(|| RunError::Work("too many steps at once".into()))?;
-        let Some(Lane { lowered, take_in, places, graphs }) = &self.lanes[lane] else {
+        let index = (0..DEPTH).find(|slot| !self.pending.contains(slot));
+        let index = index.ok_or_else(|| RunError::Work("too many steps at once".into()))?;
+        let Some(lane) = &self.lanes[lane] else {
             return Err(RunError::Work(format!("lane {lane} has no model yet")));
         };
-        check(work, lowered, (*places, self.options.pages)).map_err(RunError::Work)?;
-        let gpu = &mut *self.gpu;
-        let (tables, counts) = self.tables.fill(work, lowered.tiling, self.step);
+        let Lane { lowered, take_in, places, graphs, details } = lane;
+        check(work, lowered, (*places, self.options.pages), details.1).map_err(RunError::Work)?;
+        let (gpu, device, slot) = (&mut *self.gpu, &self.device, &mut self.slots[index]);
+        let (tables, counts) = self.tables.fill(work, lowered.tiling, device.step);
         if tables.len() > TABLE_BYTES {
             let bytes = tables.len();
             let message = format!("a step with {bytes} bytes of tables, {TABLE_BYTES} fit");
             return Err(RunError::Work(message));
         }
-        let Slot { tables: host, answers, timer, expected, .. } = &mut self.slots[slot];
-        gpu.host(*host)?[..tables.len()].copy_from_slice(tables);
-        gpu.start_timer(*timer)?;
-        gpu.copy_in(*host, tables.len(), self.step)?;
+        gpu.host(slot.tables)?[..tables.len()].copy_from_slice(tables);
+        gpu.start_timer(slot.timer)?;
+        gpu.copy_in(slot.tables, tables.len(), device.step)?;
         take_in.launch(gpu, &counts)?;
-        match decode_key(&counts, lowered).and_then(|key| graphs.get(&key)) {
-            Some(graph) => gpu.replay(*graph)?,
-            None => launch(lowered, gpu, &counts)?,
+        match graphs.of(&counts, lowered) {
+            Some(graph) => gpu.replay(graph)?,
+            None => lowered.launch(gpu, &counts)?,
         }
-        *expected = Expected::default();
-        if lowered.sample.is_some() {
-            expected.tokens = work.draws.len();
-            gpu.copy_out(self.tokens, *answers, expected.tokens * 4)?;
-        } else {
-            (expected.vectors, expected.width) = (work.batch.spans.len(), lowered.output.width);
-            let from = Address(lowered.output.view.data);
-            gpu.copy_out(from, *answers, expected.vectors * expected.width * 4)?;
+        slot.expect(work, lowered);
+        if let Some(choose) = &lowered.choose {
+            let mut from = 0;
+            // Nearly always none, else one round: the room is for a whole context.
+            while from < work.details.len() {
+                let (bytes, count) = self.details.fill(work, from, *details);
+                gpu.host(slot.details.host)?[..bytes.len()].copy_from_slice(bytes);
+                gpu.copy_in(slot.details.host, bytes.len(), details.0)?;
+                let counts = Counts { details: count as u32, ..counts };
+                choose.refine.launch(gpu, &counts)?;
+                from += count;
+            }
         }
-        gpu.stop_timer(*timer)?;
-        self.pending.push_back(slot);
+        slot.fetch(work, lowered, device, gpu)?;
+        gpu.stop_timer(slot.timer)?;
+        self.pending.push_back(index);
         Ok(())
     }
 
@@ -271,19 +330,34 @@ impl Executor {
     /// If nothing was submitted.
     pub fn collect(&mut self, answers: &mut Answers) -> Result<(), RunError> {
         let slot = self.pending.pop_front().expect("collect follows submit");
-        let Slot { answers: host, timer, expected, .. } = &self.slots[slot];
-        answers.elapsed = self.gpu.await_timer(*timer, PATIENCE)?;
-        let bytes = self.gpu.host(*host)?;
-        let words = |count: usize| bytes[..count * 4].as_chunks::<4>().0.iter();
+        let Slot { answers: host, states, scores, timer, expected, .. } = &self.slots[slot];
+        let gpu = &mut *self.gpu;
+        answers.elapsed = gpu.await_timer(*timer, PATIENCE)?;
+        let words = gpu.host(host.host)?.as_chunks::<4>().0;
         answers.tokens.clear();
-        answers.tokens.extend(words(expected.tokens).map(|word| u32::from_le_bytes(*word)));
+        let tokens = words[..expected.tokens].iter();
+        answers.tokens.extend(tokens.map(|word| u32::from_le_bytes(*word)));
         answers.vectors.clear();
-        if expected.width > 0 {
-            let values: Vec<f32> = words(expected.vectors * expected.width)
-                .map(|word| f32::from_le_bytes(*word))
-                .collect();
-            answers.vectors.extend(values.chunks_exact(expected.width).map(<[f32]>::to_vec));
+        let floats = |words: &[[u8; 4]]| -> Vec<f32> {
+            words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+        };
+        let [width, state_width] = expected.widths;
+        for source in &expected.sources {
+            let vector = match source {
+                Source::Answer(place) => {
+                    let words = gpu.host(host.host)?.as_chunks::<4>().0;
+                    floats(&words[place * width..][..width])
+                }
+                Source::States(rows) => {
+                    let words = gpu.host(states.host)?.as_chunks::<4>().0;
+                    floats(&words[rows.start * state_width..rows.end * state_width])
+                }
+            };
+            answers.vectors.push(vector);
         }
+        answers.logprobs.clear();
+        let bytes = &gpu.host(*scores)?[..expected.scores * SCORE_BYTES];
+        answers.logprobs.extend(read_scores(bytes));
         Ok(())
     }
 
@@ -298,11 +372,75 @@ impl Executor {
         Ok(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
     }
 
+    /// Lets fewer details go to the device at a time.
+    #[cfg(test)]
+    pub(super) fn narrow_details(&mut self, lane: usize, room: usize) {
+        self.lanes[lane].as_mut().expect("installed").details.1 = room;
+    }
+
     /// Overwrites the KV region.
     #[cfg(test)]
     pub(super) fn fill_kv(&mut self, bytes: &[u8]) {
-        self.gpu.upload(self.kv, bytes).expect("the device works");
+        self.gpu.upload(self.device.kv, bytes).expect("the device works");
     }
+}
+
+impl Slot {
+    /// Notes what comes back of a step.
+    fn expect(&mut self, work: &Work, lowered: &Lowered) {
+        let Expected { tokens, scores, sources, widths } = &mut self.expected;
+        sources.clear();
+        (*tokens, *scores) = (work.draws.len(), scored(&work.details));
+        *widths = [lowered.output.width, lowered.hidden.map_or(0, |hidden| hidden.width)];
+        if lowered.choose.is_some() {
+            return;
+        }
+        let first = first_state(work);
+        let mut states = work.states.iter().peekable();
+        sources.extend(work.batch.spans.iter().enumerate().map(|(index, span)| {
+            match states.next_if(|of| **of as usize == index) {
+                Some(_) => {
+                    Source::States(span.rows.start as usize - first..span.rows.end as usize - first)
+                }
+                None => Source::Answer(index),
+            }
+        }));
+    }
+
+    /// Starts to copy answers back.
+    fn fetch(
+        &self,
+        work: &Work,
+        lowered: &Lowered,
+        device: &DeviceMemory,
+        gpu: &mut dyn Gpu,
+    ) -> Result<(), GpuError> {
+        let Expected { tokens, scores, sources, widths: [width, _] } = &self.expected;
+        if lowered.choose.is_some() {
+            gpu.copy_out(device.tokens, self.answers.host, tokens * 4)?;
+        } else if sources.len() > work.states.len() {
+            let from = Address(lowered.output.view.data);
+            gpu.copy_out(from, self.answers.host, sources.len() * width * 4)?;
+        }
+        if let (Some(Place { view, width, .. }), Some(last)) = (lowered.hidden, work.states.last())
+        {
+            // With the rows between them: spans that ask for states stand together as a rule.
+            let first = first_state(work);
+            let rows = work.batch.spans[*last as usize].rows.end as usize - first;
+            let from = Address(view.data).plus(first * width * 4);
+            gpu.copy_out(from, self.states.host, rows * width * 4)?;
+        }
+        if *scores > 0 {
+            gpu.copy_out(device.scores, self.scores, scores * SCORE_BYTES)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first row whose state is an answer.
+fn first_state(work: &Work) -> usize {
+    let first = work.states.first();
+    first.map_or(0, |span| work.batch.spans[*span as usize].rows.start as usize)
 }
 
 impl RunError {
@@ -318,90 +456,4 @@ impl RunError {
             RunError::Device(error) => Some(error.fault),
         }
     }
-}
-
-/// Gives all launches of a step.
-fn launch(lowered: &Lowered, gpu: &mut dyn Gpu, counts: &Counts) -> Result<(), GpuError> {
-    for call in lowered.calls.iter().chain(&lowered.sample) {
-        call.launch(gpu, counts)?;
-    }
-    Ok(())
-}
-
-/// The smallest of `sizes` that holds `count`.
-fn bucket(sizes: &[u32], count: u32) -> Option<u32> {
-    sizes.iter().copied().find(|size| *size >= count)
-}
-
-/// A decode step of `rows` rows.
-fn decode_counts(rows: u32, splits: u32, lowered: &Lowered) -> Counts {
-    let small_tiles = rows * lowered.tiling.group.div_ceil(16) as u32;
-    Counts {
-        rows,
-        gathered: rows,
-        spans: rows,
-        draws: rows,
-        small_tiles,
-        large_tiles: 0,
-        splits,
-        loans: 0,
-    }
-}
-
-/// The graph that a step of this size can run as: kernels read the true counts from the tables,
-/// so a larger grid does no harm. None unless every row is a sequence's next.
-fn decode_key(counts: &Counts, lowered: &Lowered) -> Option<Counts> {
-    let rows = counts.rows;
-    let decode = [counts.gathered, counts.spans, counts.draws] == [rows; 3];
-    if !decode || counts.large_tiles > 0 {
-        return None;
-    }
-    let (rows, splits) = (bucket(&BUCKETS, rows)?, bucket(&SPLITS, counts.splits)?);
-    Some(decode_counts(rows, splits, lowered))
-}
-
-/// Whether the step fits the program: kernels trust their tables.
-fn check(work: &Work, lowered: &Lowered, (places, pages): (u32, u32)) -> Result<(), String> {
-    let batch = &work.batch;
-    let rows = batch.tokens.len();
-    if batch.positions.len() != rows || batch.span_of.len() != rows {
-        let (positions, spans) = (batch.positions.len(), batch.span_of.len());
-        return Err(format!("{rows} tokens, {positions} positions, {spans} span numbers"));
-    }
-    if rows > lowered.rows_max {
-        return Err(format!("{rows} rows, the workspace is for {}", lowered.rows_max));
-    }
-    let vectors = if lowered.sample.is_some() { 0 } else { batch.spans.len() };
-    let answers = batch.gather.len().max(vectors);
-    if answers > lowered.gathered_max || work.draws.len() > answers.min(MAX_SEATS) {
-        let (most, draws) = (lowered.gathered_max, work.draws.len());
-        return Err(format!("{answers} answers and {draws} draws, the limit is {most}"));
-    }
-    let positions = lowered.positions;
-    if let Some(position) = batch.positions.iter().find(|position| **position >= positions) {
-        return Err(format!("position {position}, the model has {positions}"));
-    }
-    let mut next = 0;
-    for (index, span) in batch.spans.iter().enumerate() {
-        let (first, end) = (span.rows.start as usize, span.rows.end as usize);
-        let whole = first == next && first < end && end <= rows;
-        if !whole || batch.span_of[first..end].iter().any(|of| *of as usize != index) {
-            return Err(format!("span {index} does not tile the rows"));
-        }
-        let seen = span.start as usize + end - first;
-        let blocks = span.blocks.len() * crate::scheduler::step::BLOCK_TOKENS;
-        let there = span.blocks.end as usize <= batch.blocks.len();
-        if lowered.tiling.paged && (blocks < seen || !there) {
-            return Err(format!("span {index} has {blocks} positions of KV, {seen} are needed"));
-        }
-        next = end;
-    }
-    let outside = batch.gather.iter().any(|row| *row as usize >= rows)
-        || work.draws.iter().any(|draw| draw.row as usize >= batch.gather.len())
-        || work.draws.iter().any(|draw| draw.seat as usize >= MAX_SEATS)
-        || work.loans.iter().any(|loan| loan.place >= places || loan.page >= pages);
-    if next != rows || outside {
-        return Err("the step's tables contradict each other".into());
-    }
-    Ok(())
 }

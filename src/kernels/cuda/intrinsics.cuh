@@ -49,6 +49,9 @@ __device__ __forceinline__ float exp2_fast(float x) {
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
     return __shfl_xor_sync(0xFFFFFFFF, value, mask);
 }
+__device__ __forceinline__ u32 shuffle_xor(u32 value, int mask) {
+    return __shfl_xor_sync(0xFFFFFFFF, value, mask);
+}
 __device__ __forceinline__ u32 shuffle_up(u32 value, int distance) {
     return __shfl_up_sync(0xFFFFFFFF, value, distance);
 }

@@ -5,3 +5,4 @@
 #include "rope.cu"
 #include "attention.cu"
 #include "sample.cu"
+#include "refine.cu"

@@ -26,6 +26,8 @@ pub(super) enum Grid {
     Large { heads: u32 },
     /// One block a draw.
     Draws,
+    /// One block a draw that is asked for more.
+    Details,
     /// 256 loans a block.
     Loans,
 }
@@ -154,6 +156,7 @@ impl Grid {
             Grid::Merge { .. } => [0; 3],
             Grid::Large { heads } => [counts.large_tiles, heads, 1],
             Grid::Draws => [counts.draws, 1, 1],
+            Grid::Details => [counts.details, 1, 1],
             Grid::Loans => [counts.loans.div_ceil(256), 1, 1],
         }
     }

@@ -59,7 +59,8 @@ __device__ __forceinline__ void second_part(u32 (&part)[4], const Rows &x) {
 
 /// 128 inputs of 8 outputs in bf16.
 struct Bf16 {
-    static constexpr bool GROUPED = false;
+    static constexpr bool GROUPED = false, SUMMED = false;
+    static constexpr int PARTS = 1;
     uint4 words[4];
 
     __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
@@ -72,55 +73,40 @@ struct Bf16 {
                                            float (&)[4]) const {}
 };
 
-/// 128 inputs of 8 outputs in 4 bits, a scale and a minimum for each 32. Values enter the product
-/// as 128 + q, which bf16 holds exactly; scales come afterwards.
-struct Q4 {
-    static constexpr bool GROUPED = true;
-    uint4 words;
-    uint4 scales[2];
-
-    __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
-        words = ((const uint4 *)m.values)[((u64)(output + g) * m.supers + super) * 4 + t];
-        for (int i = 0; i < 2; ++i) {
-            scales[i] = ((const uint4 *)m.scales)[(u64)(output + 2 * t + i) * m.supers + super];
+/// Reads whole 16 bytes, or 8.
+template <int COUNT>
+__device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
+    if constexpr (COUNT == 2) {
+        uint2 two = *(const uint2 *)from;
+        to[0] = two.x, to[1] = two.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            uint4 four = *(const uint4 *)(from + i);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
         }
     }
+}
 
-    __device__ __forceinline__ static u32 pick(const uint4 &of, int j) {
-        return j == 0 ? of.x : j == 1 ? of.y : j == 2 ? of.z : of.w;
-    }
-
-    __device__ __forceinline__ uint4 values(int j) const {
-        u32 word = pick(words, j);
-        return {(word & 0x000F000F) | 0x43004300, (word >> 4 & 0x000F000F) | 0x43004300,
-                (word >> 8 & 0x000F000F) | 0x43004300, (word >> 12 & 0x000F000F) | 0x43004300};
-    }
-
-    /// `group` are sums of x × (128 + q), `low` and `high` those of x in the two rows.
-    __device__ __forceinline__ void scaled(int j, const float (&group)[4], float low, float high,
-                                           float (&sums)[4]) const {
-        for (int i = 0; i < 2; ++i) {
-            u32 pair = pick(scales[i], j);
-            float scale = from_f16((u16)pair), minimum = from_f16((u16)(pair >> 16));
-            float shift = minimum - 128.0f * scale;
-            sums[i] += scale * group[i] + shift * low;
-            sums[2 + i] += scale * group[2 + i] + shift * high;
-        }
-    }
-};
-
-/// 128 inputs of 8 outputs in 8 bits, a scale for each 32.
-struct Q8 {
-    static constexpr bool GROUPED = true;
-    uint4 words[2];
-    uint2 scales[2];
+/// 128 inputs of 8 outputs in 4 or 8 bits, with a scale and perhaps a minimum for each 32 inputs,
+/// or for each 16. 4-bit values enter the product as 128 + q, 8-bit ones, which are stored 128 too
+/// large, as q: bf16 holds both exactly. Scales come afterwards.
+template <int BITS, bool MINIMUM, bool HALVES>
+struct Quants {
+    static constexpr bool GROUPED = true, SUMMED = MINIMUM;
+    static constexpr int PARTS = HALVES ? 2 : 1;
+    /// Words of scales for 128 inputs: a scale and a minimum each, or two scales.
+    static constexpr int SCALES = MINIMUM ? 4 * PARTS : 2 * PARTS;
+    static_assert(BITS == 8 || MINIMUM, "4-bit values are above zero");
+    u32 words[BITS];
+    u32 scales[2][SCALES];
 
     __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
-        const uint4 *row = (const uint4 *)m.values + ((u64)(output + g) * m.supers + super) * 8;
-        words[0] = row[2 * t];
-        words[1] = row[2 * t + 1];
+        const u32 *row = (const u32 *)m.values + ((u64)(output + g) * m.supers + super) * 4 * BITS;
+        load_words(words, row + t * BITS);
         for (int i = 0; i < 2; ++i) {
-            scales[i] = ((const uint2 *)m.scales)[(u64)(output + 2 * t + i) * m.supers + super];
+            u64 at = (u64)(output + 2 * t + i) * m.supers + super;
+            load_words(scales[i], (const u32 *)m.scales + at * SCALES);
         }
     }
 
@@ -133,21 +119,38 @@ struct Q8 {
     }
 
     __device__ __forceinline__ uint4 values(int j) const {
-        u32 first = j % 2 == 0 ? words[j / 2].x : words[j / 2].z;
-        u32 second = j % 2 == 0 ? words[j / 2].y : words[j / 2].w;
+        if (BITS == 4) {
+            u32 word = words[j % BITS];
+            return {(word & 0x000F000F) | 0x43004300, (word >> 4 & 0x000F000F) | 0x43004300,
+                    (word >> 8 & 0x000F000F) | 0x43004300, (word >> 12 & 0x000F000F) | 0x43004300};
+        }
+        u32 first = words[2 * j % BITS], second = words[(2 * j + 1) % BITS];
         return {pair(first, 0), pair(first, 2), pair(second, 0), pair(second, 2)};
     }
 
-    __device__ __forceinline__ void scaled(int j, const float (&group)[4], float, float,
-                                           float (&sums)[4]) const {
+    /// Part `part` of group `j` is done: `group` are sums of x × q, `low` and `high` those of x in
+    /// the two rows.
+    __device__ __forceinline__ void scaled(int part, const float (&group)[4], float low,
+                                           float high, float (&sums)[4]) const {
         for (int i = 0; i < 2; ++i) {
-            u32 two = j / 2 == 0 ? scales[i].x : scales[i].y;
-            float scale = from_f16((u16)(j % 2 == 0 ? two : two >> 16));
+            u32 word = scales[i][MINIMUM ? part : part / 2];
+            float scale = from_f16((u16)(MINIMUM || part % 2 == 0 ? word : word >> 16));
             sums[i] += scale * group[i];
             sums[2 + i] += scale * group[2 + i];
+            if (MINIMUM) {
+                float shift = from_f16((u16)(word >> 16)) - (BITS == 4 ? 128.0f * scale : 0.0f);
+                sums[i] += shift * low;
+                sums[2 + i] += shift * high;
+            }
         }
     }
 };
+
+using Q4 = Quants<4, true, false>;
+using Q4Halves = Quants<4, true, true>;
+using Q8 = Quants<8, false, false>;
+using Q8Minimum = Quants<8, true, false>;
+using Q8Halves = Quants<8, true, true>;
 
 /// Up to `16 MT` rows and `8 NT` outputs a block; its warps share the inputs, and add up in the
 /// same order whatever MT and NT are, so that a row's sum does not depend on its company.
@@ -173,23 +176,29 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
                 u32 first[4], second[4];
                 first_part(first, x);
                 second_part(second, x);
-                float total[4] = {};
-                if (W::GROUPED) {
-                    // Times one: what each row's inputs add up to.
-                    mma_bf16(total, first, 0x3F803F80, 0x3F803F80);
-                    mma_bf16(total, second, 0x3F803F80, 0x3F803F80);
-                }
 #pragma unroll
-                for (int n = 0; n < NT; ++n) {
-                    uint4 w = weights[n].values(j);
-                    if (W::GROUPED) {
-                        float group[4] = {};
-                        mma_bf16(group, first, w.x, w.y);
-                        mma_bf16(group, second, w.z, w.w);
-                        weights[n].scaled(j, group, total[0], total[2], sums[m][n]);
-                    } else {
-                        mma_bf16(sums[m][n], first, w.x, w.y);
-                        mma_bf16(sums[m][n], second, w.z, w.w);
+                for (int part = 0; part < W::PARTS; ++part) {
+                    // Of two halves of a group, lanes hold one each: the other's count as zero.
+                    u32 mask = W::PARTS == 1 || (int)t / 2 == part ? 0xFFFFFFFF : 0;
+                    float total[4] = {};
+                    if (W::SUMMED) {
+                        // Times one: what each row's inputs add up to.
+                        mma_bf16(total, first, 0x3F803F80 & mask, 0x3F803F80 & mask);
+                        mma_bf16(total, second, 0x3F803F80 & mask, 0x3F803F80 & mask);
+                    }
+#pragma unroll
+                    for (int n = 0; n < NT; ++n) {
+                        uint4 w = weights[n].values(j);
+                        if (W::GROUPED) {
+                            float group[4] = {};
+                            mma_bf16(group, first, w.x & mask, w.y & mask);
+                            mma_bf16(group, second, w.z & mask, w.w & mask);
+                            weights[n].scaled(j * W::PARTS + part, group, total[0], total[2],
+                                              sums[m][n]);
+                        } else {
+                            mma_bf16(sums[m][n], first, w.x, w.y);
+                            mma_bf16(sums[m][n], second, w.z, w.w);
+                        }
                     }
                 }
             }
@@ -227,8 +236,17 @@ LINEAR(linear_bf16_64, Bf16, 4, 2)
 LINEAR(linear_q4_16, Q4, 1, 2)
 LINEAR(linear_q4_32, Q4, 2, 2)
 LINEAR(linear_q4_64, Q4, 4, 2)
+LINEAR(linear_q4h_16, Q4Halves, 1, 2)
+LINEAR(linear_q4h_32, Q4Halves, 2, 2)
+LINEAR(linear_q4h_64, Q4Halves, 4, 2)
 LINEAR(linear_q8_16, Q8, 1, 2)
 LINEAR(linear_q8_32, Q8, 2, 2)
 LINEAR(linear_q8_64, Q8, 4, 2)
+LINEAR(linear_q8m_16, Q8Minimum, 1, 2)
+LINEAR(linear_q8m_32, Q8Minimum, 2, 2)
+LINEAR(linear_q8m_64, Q8Minimum, 4, 2)
+LINEAR(linear_q8h_16, Q8Halves, 1, 2)
+LINEAR(linear_q8h_32, Q8Halves, 2, 2)
+LINEAR(linear_q8h_64, Q8Halves, 4, 2)
 
 #undef LINEAR

@@ -1,21 +1,22 @@
 //! Lowers a program to kernel launches: uploads its weights, gives its buffers their places, and
 //! fills in every launch's arguments. Done once, at load.
 
+mod attention;
 mod products;
 
 use std::collections::HashSet;
 
 use super::arguments as args;
 use super::arguments::View;
+use super::details::detail_bytes;
 use super::launches::{Call, Grid, ProductNames};
 use super::matrices::{MatrixFormat, Uploads};
 use super::places::{Place, Places};
-use super::tables::Tiling;
+use super::tables::{Counts, Tiling};
 use crate::device::cuda::fault::GpuError;
 use crate::device::cuda::{Address, Gpu};
 use crate::kernels::ops::{
-    Activation, Embed, GatedSilu, Gather, KvShape, Norm, Op, PackedAttention, PagedAttention, Pool,
-    PoolKind, Program, RopeStore, Rows, Vector,
+    Activation, Embed, GatedSilu, Gather, HeadNorm, Norm, Op, Pool, PoolKind, Program, Rows, Vector,
 };
 
 /// What all lanes of a device share.
@@ -31,6 +32,10 @@ pub(super) struct Shared {
     pub(super) pages: Address,
     /// Chosen tokens.
     pub(super) tokens: Address,
+    /// What some draws are asked for besides.
+    pub(super) details: Address,
+    /// Log-probabilities.
+    pub(super) scores: Address,
     /// Products of more than 64 rows by the same kernels as of fewer: slower, and a row's bits do
     /// not depend on its company.
     pub(super) deterministic: bool,
@@ -42,17 +47,44 @@ pub(super) struct Lowered {
     /// In order.
     pub(super) calls: Vec<Call>,
     /// After the others, where tokens are chosen.
-    pub(super) sample: Option<Call>,
+    pub(super) choose: Option<Choose>,
     /// How query rows are cut.
     pub(super) tiling: Tiling,
     /// Where answers are: one f32 row each.
     pub(super) output: Place,
+    /// Where the last hidden states are: one f32 row for each of the step's.
+    pub(super) hidden: Option<Place>,
     /// What it holds of the device's memory.
     pub(super) uploads: Uploads,
     pub(super) rows_max: usize,
     pub(super) gathered_max: usize,
     /// Positions that its tables have.
     pub(super) positions: u32,
+    /// Token types that it knows.
+    pub(super) types: u32,
+}
+
+/// Launches that choose tokens.
+#[derive(Debug)]
+pub(super) struct Choose {
+    /// Every draw, by its logits alone.
+    pub(super) sample: Call,
+    /// Then those that are asked for more.
+    pub(super) refine: Call,
+}
+
+impl Lowered {
+    /// Gives all launches of a step of this size, details apart.
+    ///
+    /// # Errors
+    /// A launch is refused.
+    pub(super) fn launch(&self, gpu: &mut dyn Gpu, counts: &Counts) -> Result<(), GpuError> {
+        let sample = self.choose.iter().map(|choose| &choose.sample);
+        for call in self.calls.iter().chain(sample) {
+            call.launch(gpu, counts)?;
+        }
+        Ok(())
+    }
 }
 
 /// A program that this device cannot run.
@@ -78,11 +110,12 @@ impl LowerError {
 
 const ROW_THREADS: u32 = 256;
 const ROW_SHARED: u32 = 32;
-const ROPE_THREADS: u32 = 128;
 const SAMPLE_THREADS: u32 = 1024;
 /// `SampleShared` in `sample.cu`.
 const SAMPLE_SHARED: u32 = 2048 + 256 + 128 + 128 + 32;
-const SPLITS_MAX: usize = 16;
+
+/// No draw looks back at more tokens.
+const CONTEXT_MAX: usize = 1 << 22;
 
 struct Lowering<'p> {
     program: &'p Program,
@@ -93,9 +126,12 @@ struct Lowering<'p> {
     calls: Vec<Call>,
     /// Buffers whose bf16 copy is up to date.
     fresh: HashSet<usize>,
-    tiling: Tiling,
+    /// Known from the first attention on.
+    tiling: Option<Tiling>,
     /// Scratch of split attention: sums, and their limits.
     splits: Option<(Address, Address)>,
+    /// What the rotation that comes next does first.
+    head_norm: Option<HeadNorm>,
 }
 
 /// Lowers `program` and uploads what it needs.
@@ -108,10 +144,9 @@ pub(super) fn lower(
     shared: Shared,
 ) -> Result<Lowered, LowerError> {
     let mut uploads = Uploads::default();
-    let workspace = uploads.reserve(gpu, workspace_bytes(program))?;
+    let workspace = uploads.reserve(gpu, buffer_bytes(program))?;
     let places = Places::new(program, workspace);
     let output = program.output.ok_or_else(|| unsupported("a program without output"))?;
-    let tiling = Tiling { group: 1, paged: false, small_max: 0 };
     let mut this = Lowering {
         program,
         gpu,
@@ -120,12 +155,13 @@ pub(super) fn lower(
         uploads,
         calls: Vec::new(),
         fresh: HashSet::new(),
-        tiling,
+        tiling: None,
         splits: None,
+        head_norm: None,
     };
-    let lowered = this.ops().and_then(|()| this.sample());
-    let sample = match lowered {
-        Ok(sample) => sample,
+    let lowered = this.ops().and_then(|()| this.choose());
+    let choose = match lowered {
+        Ok(choose) => choose,
         Err(error) => {
             for address in this.uploads.reserved {
                 this.gpu.release(address)?;
@@ -135,19 +171,33 @@ pub(super) fn lower(
     };
     Ok(Lowered {
         calls: this.calls,
-        sample,
-        tiling: this.tiling,
+        choose,
+        tiling: this.tiling.unwrap_or(Tiling { group: 1, paged: false, small_max: 0 }),
         output: this.places.of(&output),
+        hidden: program.hidden.map(|hidden| this.places.of(&hidden)),
         uploads: this.uploads,
         rows_max: program.rows_max,
         gathered_max: program.gathered_max,
         positions: positions(program),
+        types: types(program),
     })
 }
 
-/// Bytes of workspace that a program's buffers take on the device.
+/// Bytes that a program takes on the device beside its weights: buffers, and scratch.
 pub(super) fn workspace_bytes(program: &Program) -> usize {
+    let buffers = buffer_bytes(program);
+    let (Some(output), true) = (program.output, program.kv.is_some()) else { return buffers };
+    let weights = program.gathered_max * output.width * 4;
+    buffers + attention::scratch_bytes(program) + weights + room_for(program)
+}
+
+fn buffer_bytes(program: &Program) -> usize {
     Places::new(program, Address(0)).bytes
+}
+
+/// Bytes of details that go to the device at a time.
+pub(super) fn room_for(program: &Program) -> usize {
+    detail_bytes(CONTEXT_MAX.min(positions(program) as usize))
 }
 
 /// The shortest table of positions.
@@ -155,9 +205,19 @@ fn positions(program: &Program) -> u32 {
     let lengths = program.ops.iter().filter_map(|op| match op {
         Op::Embed(op) => Some(op.positions.as_ref()?.len() / op.output.width),
         Op::RopeStore(op) => Some(op.table.len() / op.kv.head_dim),
+        Op::Rope(op) => Some(op.table.len() / op.head_dim),
         _ => None,
     });
     lengths.min().map_or(u32::MAX, |length| length as u32)
+}
+
+/// Token types of the table; any where there is none.
+fn types(program: &Program) -> u32 {
+    let table = program.ops.iter().find_map(|op| match op {
+        Op::Embed(Embed { types: Some(types), output, .. }) => Some(types.len() / output.width),
+        _ => None,
+    });
+    table.map_or(u32::MAX, |rows| rows as u32)
 }
 
 fn unsupported(what: impl Into<String>) -> LowerError {
@@ -177,8 +237,8 @@ impl Lowering<'_> {
                 Op::Linear(op) => self.linear(op)?,
                 Op::HalfLinear(op) => self.half_linear(op)?,
                 Op::Convert(op) => self.convert(op)?,
-                Op::HeadNorm(_) => return Err(unsupported("it normalises queries and keys")),
-                Op::Rope(_) => return Err(unsupported("it embeds with a decoder")),
+                Op::HeadNorm(op) => self.head_norm(op)?,
+                Op::Rope(op) => self.rope(op)?,
                 Op::RopeStore(op) => self.rope_store(op)?,
                 Op::PagedAttention(op) => self.paged(op)?,
                 Op::PackedAttention(op) => self.packed(op)?,
@@ -187,7 +247,10 @@ impl Lowering<'_> {
                 Op::Pool(op) => self.pool(op)?,
             }
         }
-        Ok(())
+        match self.head_norm {
+            None => Ok(()),
+            Some(_) => Err(unsupported("it normalises heads without turning them")),
+        }
     }
 
     fn push<A: bytemuck::Pod>(
@@ -209,8 +272,7 @@ impl Lowering<'_> {
             step: self.shared.step.0,
             table: self.uploads.matrix(self.gpu, &op.table)?,
             positions: self.optional(op.positions.as_ref())?,
-            // Of one text: all its tokens are of type 0.
-            constant: self.optional(op.types.as_ref())?,
+            types: self.optional(op.types.as_ref())?,
             seats: self.shared.seats.0,
             output: self.places.of(&op.output).view,
         };
@@ -266,89 +328,6 @@ impl Lowering<'_> {
         self.push(("copy_rows", ROW_THREADS, 0), grid, &arguments)
     }
 
-    fn cache(&self, kv: KvShape, layer: usize) -> args::Cache {
-        args::Cache {
-            region: self.shared.kv.0,
-            pages: self.shared.pages.0,
-            layers: kv.layers as u32,
-            layer: layer as u32,
-            heads: kv.heads as u32,
-            head_dim: kv.head_dim as u32,
-        }
-    }
-
-    fn rope_store(&mut self, op: &RopeStore) -> Result<(), LowerError> {
-        let arguments = args::RopeStore {
-            step: self.shared.step.0,
-            qkv: self.places.of(&op.qkv).view,
-            cache: self.cache(op.kv, op.layer),
-            table: self.uploads.vector(self.gpu, &op.table)?.0,
-            heads: op.heads as u32,
-            positions: (op.table.len() / op.kv.head_dim) as u32,
-        };
-        let heads = (op.heads + 2 * op.kv.heads) as u32;
-        self.push(("rope_store", ROPE_THREADS, 0), Grid::Heads { heads }, &arguments)
-    }
-
-    fn paged(&mut self, op: &PagedAttention) -> Result<(), LowerError> {
-        let size = head_size(op.kv.head_dim)?;
-        let group = op.heads / op.kv.heads;
-        let small_max = self.program.gathered_max * group.div_ceil(16);
-        let tiling = Tiling { group, paged: true, small_max };
-        if self.tiling.paged && self.tiling != tiling {
-            return Err(unsupported("layers differ in how heads share keys"));
-        }
-        self.tiling = tiling;
-        let (parts, limits) = match self.splits {
-            Some(splits) => splits,
-            None => {
-                let cells = small_max * op.kv.heads * SPLITS_MAX * group.min(16);
-                let parts = self.uploads.reserve(self.gpu, cells * op.kv.head_dim * 4)?;
-                let limits = self.uploads.reserve(self.gpu, cells * 2 * 4)?;
-                *self.splits.insert((parts, limits))
-            }
-        };
-        let arguments = args::Attention {
-            step: self.shared.step.0,
-            qkv: self.places.of(&op.qkv).view,
-            output: self.places.of_activation(&op.output).view,
-            cache: self.cache(op.kv, op.layer),
-            parts: parts.0,
-            limits: limits.0,
-            heads: op.heads as u32,
-            scale: op.scale,
-        };
-        self.fresh.remove(&Places::name(&op.output));
-        let heads = op.kv.heads as u32;
-        self.push(size.small(), Grid::Small { heads }, &arguments)?;
-        self.push(("attend_merge", 128, 0), Grid::Merge { heads }, &arguments)?;
-        self.push(size.large(), Grid::Large { heads }, &arguments)
-    }
-
-    fn packed(&mut self, op: &PackedAttention) -> Result<(), LowerError> {
-        let size = head_size(op.head_dim)?;
-        let qkv = self.places.of(&op.qkv).view;
-        if qkv.half == 0 {
-            return Err(unsupported("attention over rows that something is added to"));
-        }
-        if op.causal || op.kv_heads != op.heads {
-            return Err(unsupported("it embeds with a decoder"));
-        }
-        let kv = KvShape { layers: 1, heads: op.heads, head_dim: op.head_dim };
-        let arguments = args::Attention {
-            step: self.shared.step.0,
-            qkv,
-            output: self.places.of_activation(&op.output).view,
-            cache: args::Cache { region: 0, pages: 0, ..self.cache(kv, 0) },
-            parts: 0,
-            limits: 0,
-            heads: op.heads as u32,
-            scale: op.scale,
-        };
-        self.fresh.remove(&Places::name(&op.output));
-        self.push(size.packed(), Grid::Large { heads: op.heads as u32 }, &arguments)
-    }
-
     fn gated_silu(&mut self, op: &GatedSilu) -> Result<(), LowerError> {
         let output = self.places.of_activation(&op.output);
         let width = output.width as u32;
@@ -389,91 +368,48 @@ impl Lowering<'_> {
     }
 
     /// Choosing tokens from the program's output, for generators.
-    fn sample(&mut self) -> Result<Option<Call>, LowerError> {
+    fn choose(&mut self) -> Result<Option<Choose>, LowerError> {
         if self.program.kv.is_none() {
             return Ok(None);
         }
         let output = self.program.output.ok_or_else(|| unsupported("no logits"))?;
-        let place = self.places.of(&output);
-        let bytes = self.program.gathered_max * place.width * 4;
-        let arguments = args::Sample {
-            step: self.shared.step.0,
-            logits: place.view,
-            weights: self.uploads.reserve(self.gpu, bytes)?.0,
-            seats: self.shared.seats.0,
-            tokens: self.shared.tokens.0,
-            vocabulary: place.width as u32,
-            unused: 0,
+        let Place { view: logits, width, .. } = self.places.of(&output);
+        let weights = self.program.gathered_max * width * 4;
+        let weights = self.uploads.reserve(self.gpu, weights)?.0;
+        let Shared { step, seats, tokens, details, scores, .. } = self.shared;
+        let (step, seats, tokens) = (step.0, seats.0, tokens.0);
+        let (vocabulary, unused) = (width as u32, 0);
+        let sample = args::Sample { step, logits, weights, seats, tokens, vocabulary, unused };
+        let (details, scores) = (details.0, scores.0);
+        let refine = args::Refine {
+            step,
+            details,
+            logits,
+            weights,
+            seats,
+            tokens,
+            scores,
+            vocabulary,
+            unused,
         };
-        let kernel = ("sample", SAMPLE_THREADS, SAMPLE_SHARED);
-        Ok(Some(Call::plain(self.gpu, kernel, Grid::Draws, &arguments)?))
+        let kernel = |name| (name, SAMPLE_THREADS, SAMPLE_SHARED);
+        Ok(Some(Choose {
+            sample: Call::plain(self.gpu, kernel("sample"), Grid::Draws, &sample)?,
+            refine: Call::plain(self.gpu, kernel("refine"), Grid::Details, &refine)?,
+        }))
     }
 }
 
-/// The product kernels of a format.
+/// The product kernels of a format. Quantised products of many rows go by the kernel for 64.
 fn names(format: MatrixFormat, deterministic: bool) -> ProductNames {
-    match format {
-        MatrixFormat::Bf16 => ProductNames {
-            few: ["linear_bf16_16", "linear_bf16_32", "linear_bf16_64"],
-            many: (!deterministic).then_some("product_bf16"),
-        },
-        MatrixFormat::Q4 => {
-            ProductNames { few: ["linear_q4_16", "linear_q4_32", "linear_q4_64"], many: None }
-        }
-        MatrixFormat::Q8 => {
-            ProductNames { few: ["linear_q8_16", "linear_q8_32", "linear_q8_64"], many: None }
-        }
-    }
-}
-
-/// Attention kernels for heads of up to so many values.
-#[derive(Debug, Clone, Copy)]
-enum HeadSize {
-    To32,
-    To64,
-    To128,
-    To256,
-}
-
-fn head_size(head_dim: usize) -> Result<HeadSize, LowerError> {
-    match head_dim {
-        _ if !head_dim.is_multiple_of(16) => {}
-        1..=32 => return Ok(HeadSize::To32),
-        33..=64 => return Ok(HeadSize::To64),
-        65..=128 => return Ok(HeadSize::To128),
-        129..=256 => return Ok(HeadSize::To256),
-        _ => {}
-    }
-    Err(unsupported(format!("head size {head_dim} is not a multiple of 16 up to 256")))
-}
-
-impl HeadSize {
-    /// Name, threads and bytes of shared memory: a tile of keys and values for each warp.
-    fn small(self) -> (&'static str, u32, u32) {
-        match self {
-            HeadSize::To32 => ("attend_small_32", 128, 4 * 32 * 128),
-            HeadSize::To64 => ("attend_small_64", 128, 4 * 64 * 128),
-            HeadSize::To128 => ("attend_small_128", 128, 4 * 128 * 128),
-            HeadSize::To256 => ("attend_small_256", 64, 2 * 256 * 128),
-        }
-    }
-
-    /// Two tiles of keys and values.
-    fn large(self) -> (&'static str, u32, u32) {
-        match self {
-            HeadSize::To32 => ("attend_large_32", 128, 2 * 32 * 128),
-            HeadSize::To64 => ("attend_large_64", 128, 2 * 64 * 128),
-            HeadSize::To128 => ("attend_large_128", 128, 2 * 128 * 128),
-            HeadSize::To256 => ("attend_large_256", 128, 2 * 256 * 128),
-        }
-    }
-
-    fn packed(self) -> (&'static str, u32, u32) {
-        match self {
-            HeadSize::To32 => ("attend_packed_32", 128, 2 * 32 * 128),
-            HeadSize::To64 => ("attend_packed_64", 128, 2 * 64 * 128),
-            HeadSize::To128 => ("attend_packed_128", 128, 2 * 128 * 128),
-            HeadSize::To256 => ("attend_packed_256", 128, 2 * 256 * 128),
-        }
-    }
+    let few = match format {
+        MatrixFormat::Bf16 => ["linear_bf16_16", "linear_bf16_32", "linear_bf16_64"],
+        MatrixFormat::Q4 => ["linear_q4_16", "linear_q4_32", "linear_q4_64"],
+        MatrixFormat::Q4Halves => ["linear_q4h_16", "linear_q4h_32", "linear_q4h_64"],
+        MatrixFormat::Q8 => ["linear_q8_16", "linear_q8_32", "linear_q8_64"],
+        MatrixFormat::Q8Minimum => ["linear_q8m_16", "linear_q8m_32", "linear_q8m_64"],
+        MatrixFormat::Q8Halves => ["linear_q8h_16", "linear_q8h_32", "linear_q8h_64"],
+    };
+    let many = (format == MatrixFormat::Bf16 && !deterministic).then_some("product_bf16");
+    ProductNames { few, many }
 }

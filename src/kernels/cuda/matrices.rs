@@ -2,20 +2,24 @@
 //! zeros to whole pieces and to a multiple of 16 outputs:
 //! - bf16: 128 values. Whatever is not quantised is stored so, f32 rounded.
 //! - 4-bit: 16 words, of which word `4 t + j` has inputs `32 j + 8 t + i`: even i in nibble
-//!   `i / 2`, odd ones in nibble `4 + i / 2`. Beside it four pairs of f16: scale and minimum.
-//! - 8-bit: bytes, 128 too large each; byte `32 t + 8 j + i` is input `32 j + 8 t + i`. Beside it
-//!   four f16 scales.
+//!   `i / 2`, odd ones in nibble `4 + i / 2`.
+//! - 8-bit: bytes, 128 too large each; byte `32 t + 8 j + i` is input `32 j + 8 t + i`.
+//!
+//! Beside quantised values stand f16 scales, each followed by a minimum where the format has them:
+//! one for each 32 inputs, or for each 16. Large blocks, whose scales are products, are rounded to
+//! that, which is finer than bf16 is.
 //!
 //! So a lane of `linear.cu` finds what it multiplies with one 16-byte load.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::arguments::Matrix;
 use crate::device::cuda::{Address, Gpu, fault::GpuError};
 use crate::kernels::ops::Vector;
+use crate::kernels::packed::quants::Scales;
 use crate::kernels::packed::{GROUP, Packed, PackedFormat};
 
 /// Inputs of a piece.
@@ -27,15 +31,21 @@ const OUTPUTS: usize = 16;
 /// Rows that are converted at a time: bounds what the host holds twice.
 const CHUNK: usize = 256;
 
-/// How a matrix is stored; the numbers are those of `common.cuh`.
+/// How a matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MatrixFormat {
     /// 16-bit floats.
-    Bf16 = 0,
-    /// 4-bit values.
-    Q4 = 1,
+    Bf16,
+    /// 4-bit values and minimums.
+    Q4,
+    /// The same, for each 16.
+    Q4Halves,
     /// 8-bit values.
-    Q8 = 2,
+    Q8,
+    /// 8-bit values and minimums.
+    Q8Minimum,
+    /// The same, for each 16.
+    Q8Halves,
 }
 
 /// What a program's weights became, each once however many ops name it.
@@ -57,19 +67,43 @@ impl MatrixFormat {
     /// What a packed matrix is stored as.
     pub(super) fn of(format: PackedFormat) -> Self {
         match format {
-            PackedFormat::Q4 => MatrixFormat::Q4,
+            PackedFormat::F32 | PackedFormat::Bf16 => MatrixFormat::Bf16,
+            PackedFormat::Q4 | PackedFormat::K4 => MatrixFormat::Q4,
+            PackedFormat::K4Halves => MatrixFormat::Q4Halves,
             PackedFormat::Q8 => MatrixFormat::Q8,
-            _ => MatrixFormat::Bf16,
+            PackedFormat::Q8Minimum | PackedFormat::K8 => MatrixFormat::Q8Minimum,
+            PackedFormat::K8Halves => MatrixFormat::Q8Halves,
         }
+    }
+
+    /// Bits of a quantised value, whether there are minimums, and scales in a group.
+    fn shape(self) -> (usize, bool, usize) {
+        match self {
+            MatrixFormat::Bf16 => (16, false, 0),
+            MatrixFormat::Q4 => (4, true, 1),
+            MatrixFormat::Q4Halves => (4, true, 2),
+            MatrixFormat::Q8 => (8, false, 1),
+            MatrixFormat::Q8Minimum => (8, true, 1),
+            MatrixFormat::Q8Halves => (8, true, 2),
+        }
+    }
+
+    /// As `common.cuh` has it.
+    fn code(self) -> u32 {
+        let (bits, minimum, parts) = self.shape();
+        let values = match bits {
+            4 => 1,
+            8 => 2,
+            _ => 0,
+        };
+        values | u32::from(minimum) << 2 | u32::from(parts == 2) << 3
     }
 
     /// Bytes of values and of scales a piece.
     fn piece_bytes(self) -> (usize, usize) {
-        match self {
-            MatrixFormat::Bf16 => (2 * SUPER, 0),
-            MatrixFormat::Q4 => (SUPER / 2, 16),
-            MatrixFormat::Q8 => (SUPER, 8),
-        }
+        let (bits, minimum, parts) = self.shape();
+        let halves = if minimum { 2 } else { 1 };
+        (SUPER * bits / 8, SUPER / GROUP * parts * halves * 2)
     }
 }
 
@@ -110,7 +144,7 @@ impl Uploads {
         let matrix = Matrix {
             values: values.0,
             scales: scales.0,
-            format: format as u32,
+            format: format.code(),
             outputs: packed.n as u32,
             inputs: packed.k as u32,
             supers: supers as u32,
@@ -175,31 +209,54 @@ impl Pieces {
             }
             return;
         }
+        let (bits, minimum, parts) = self.format.shape();
         let mut quants = [0; GROUP];
         for group in 0..packed.k / GROUP {
-            let [scale, minimum] = packed.quants(row, group, &mut quants);
+            let mut scales = packed.quants(row, group, &mut quants);
             let (piece, j) = (first + group / 4, group % 4);
-            if self.format == MatrixFormat::Q4 {
-                let at = (piece * 4 + j) * 4;
-                self.scales[at..at + 2].copy_from_slice(&scale);
-                self.scales[at + 2..at + 4].copy_from_slice(&minimum);
-                for t in 0..4 {
+            if LARGE.contains(&packed.format) && bits == 8 {
+                centre(&mut scales, &mut quants);
+            }
+            let halves = scales[..parts].iter().flat_map(|of| &of[..if minimum { 2 } else { 1 }]);
+            let width = parts * if minimum { 2 } else { 1 };
+            let at = (piece * 4 + j) * width * 2;
+            for (to, half) in self.scales[at..].chunks_exact_mut(2).zip(halves) {
+                to.copy_from_slice(&f16::from_f32(*half).to_le_bytes());
+            }
+            for (t, quants) in quants.chunks_exact(8).enumerate() {
+                if bits == 4 {
                     let nibbles = (0..8).map(|i| {
                         let place = i / 2 + i % 2 * 4;
-                        u32::from(quants[8 * t + i]) << (4 * place)
+                        u32::from(quants[i] as u16) << (4 * place)
                     });
                     let word: u32 = nibbles.sum();
                     let at = piece * SUPER / 2 + (4 * t + j) * 4;
                     self.values[at..at + 4].copy_from_slice(&word.to_le_bytes());
-                }
-            } else {
-                let at = (piece * 4 + j) * 2;
-                self.scales[at..at + 2].copy_from_slice(&scale);
-                for t in 0..4 {
+                } else {
                     let at = piece * SUPER + 32 * t + 8 * j;
-                    self.values[at..at + 8].copy_from_slice(&quants[8 * t..8 * t + 8]);
+                    for (to, q) in self.values[at..at + 8].iter_mut().zip(quants) {
+                        *to = (q + 128) as u8;
+                    }
                 }
             }
         }
+    }
+}
+
+/// Formats whose scales are products, which f16 does not hold exactly.
+const LARGE: [PackedFormat; 2] = [PackedFormat::K8, PackedFormat::K8Halves];
+
+/// Takes whole scales from minimums over into values, so that what is rounded is small: of a
+/// symmetric format nothing is left.
+fn centre(scales: &mut Scales, quants: &mut [i16; GROUP]) {
+    for ([scale, minimum], quants) in scales.iter_mut().zip(quants.chunks_exact_mut(GROUP / 2)) {
+        let highest = quants.iter().copied().max().unwrap_or(0);
+        let whole = (*minimum / *scale).round();
+        if !whole.is_finite() {
+            continue;
+        }
+        let whole = whole.clamp(-128.0, f32::from(127 - highest));
+        *minimum = (-whole).mul_add(*scale, *minimum);
+        quants.iter_mut().for_each(|q| *q += whole as i16);
     }
 }

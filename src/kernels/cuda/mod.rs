@@ -7,7 +7,10 @@
 //! blocks f16. Tests run the same `.cu` files on a processor (`emulate.h`).
 
 mod arguments;
+mod check;
+pub mod details;
 pub mod executor;
+mod graphs;
 mod launches;
 mod lower;
 mod matrices;

@@ -153,5 +153,8 @@ fn survey(program: &Program) -> BTreeMap<usize, Need> {
     if let Some(output) = program.output {
         note(buffer(output), Rows::Gathered, true, false);
     }
+    if let Some(hidden) = program.hidden {
+        note(buffer(hidden), Rows::All, true, false);
+    }
     needs
 }

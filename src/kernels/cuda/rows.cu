@@ -7,7 +7,7 @@ struct EmbedArgs {
     const Step *step;
     Matrix table;
     const float *positions;  // or null
-    const float *constant;   // or null
+    const float *types;      // or null
     const u32 *seats;
     View output;
 };
@@ -19,14 +19,17 @@ __device__ __forceinline__ float matrix_value(const Matrix &m, u32 row, u32 colu
     if (m.format == MATRIX_BF16) {
         return from_bf16(((const u16 *)m.values)[super * SUPER + column % SUPER]);
     }
-    if (m.format == MATRIX_Q4) {
+    u64 part = super * 4 + group;
+    if (m.format & MATRIX_HALVES) part = part * 2 + quad / 2;
+    const u16 *scales = (const u16 *)m.scales;
+    float scale = from_f16(scales[m.format & MATRIX_MINIMUM ? part * 2 : part]);
+    float minimum = m.format & MATRIX_MINIMUM ? from_f16(scales[part * 2 + 1]) : 0.0f;
+    if (m.format & MATRIX_4_BITS) {
         u32 word = ((const u32 *)m.values)[super * 16 + quad * 4 + group];
-        u32 q = word >> (i / 2 * 4 + i % 2 * 16) & 15;
-        const u16 *scale = (const u16 *)m.scales + (super * 4 + group) * 2;
-        return __fmaf_rn((float)q, from_f16(scale[0]), from_f16(scale[1]));
+        return __fmaf_rn((float)(word >> (i / 2 * 4 + i % 2 * 16) & 15), scale, minimum);
     }
-    u8 q = ((const u8 *)m.values)[super * SUPER + quad * 32 + group * 8 + i];
-    return (float)((int)q - 128) * from_f16(((const u16 *)m.scales)[super * 4 + group]);
+    int q = (int)((const u8 *)m.values)[super * SUPER + quad * 32 + group * 8 + i] - 128;
+    return __fmaf_rn((float)q, scale, minimum);
 }
 
 /// A block a row.
@@ -35,14 +38,19 @@ embed(const __grid_constant__ EmbedArgs a) {
     u32 row = blockIdx.x;
     if (row >= a.step->rows) return;
     u32 token = a.step->tokens[row];
-    if (token & FROM_SEAT) token = a.seats[token & ~FROM_SEAT];
+    if (token & FROM_SEAT) {
+        token = a.seats[token & ~FROM_SEAT];
+        // For those that come after the seat has got its next token.
+        __syncthreads();
+        if (threadIdx.x == 0) a.step->tokens[row] = token;
+    }
     // A seat that nobody has filled must not become an address.
     if (token >= a.table.outputs) token = 0;
-    u32 position = a.step->positions[row];
+    u32 position = a.step->positions[row], type = a.step->types ? a.step->types[row] : 0;
     for (u32 i = threadIdx.x; i < a.table.inputs; i += ROW_THREADS) {
         float x = matrix_value(a.table, token, i);
         if (a.positions) x += a.positions[(u64)position * a.table.inputs + i];
-        if (a.constant) x += a.constant[i];
+        if (a.types) x += a.types[(u64)type * a.table.inputs + i];
         write(a.output, row, i, x);
     }
 }

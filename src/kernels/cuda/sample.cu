@@ -57,7 +57,7 @@ struct SampleShared {
     u64 masses[32];
     float peaks[32];
     u32 places[32];
-    u64 floor, need, total;
+    u64 need;
     u32 chosen;
 };
 
@@ -66,12 +66,13 @@ __device__ __forceinline__ u64 rank_of(u32 weight, u32 id) { return (u64)weight 
 
 /// Sum over the block, in every thread.
 __device__ __forceinline__ u64 block_mass(u64 x, SampleShared &s) {
+    for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor_wide(x, mask);
     __syncthreads();
-    if (threadIdx.x == 0) s.total = 0;
+    if (threadIdx.x % 32 == 0) s.masses[threadIdx.x / 32] = x;
     __syncthreads();
-    if (x) atomicAdd(&s.total, x);
-    __syncthreads();
-    return s.total;
+    u64 total = 0;
+    for (int warp = 0; warp < SAMPLE_THREADS / 32; ++warp) total += s.masses[warp];
+    return total;
 }
 
 /// The weight of all ranks from `floor` on.
@@ -121,14 +122,23 @@ __device__ __forceinline__ u64 least_rank(const u32 *weights, u32 count, u64 flo
     return prefix;
 }
 
+/// A row of logits as it is.
+struct Plain {
+    View logits;
+    u32 row;
+
+    __device__ __forceinline__ float operator()(u32 i) const { return read(logits, row, i); }
+};
+
 /// The largest logit in every thread, and the lowest place where it stands. NaN counts as minus
 /// infinity.
-__device__ __forceinline__ void find_peak(const SampleArgs &a, u32 row, SampleShared &s,
+template <class Logits>
+__device__ __forceinline__ void find_peak(const Logits &logits, u32 count, SampleShared &s,
                                           float &peak, u32 &place) {
     peak = -INFINITY;
     place = 0xFFFFFFFF;
-    for (u32 i = threadIdx.x; i < a.vocabulary; i += SAMPLE_THREADS) {
-        float x = read(a.logits, row, i);
+    for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
+        float x = logits(i);
         if (x > peak) peak = x, place = i;
     }
     for (int mask = 16; mask > 0; mask /= 2) {
@@ -202,6 +212,26 @@ __device__ __forceinline__ bool token_at(const u32 *weights, u32 count, u64 floo
     return true;
 }
 
+/// Chooses a token; it is known to the one thread that returns true. `weights` is scratch, of
+/// which a thread reads in `logits` only what it writes afterwards.
+template <class Logits>
+__device__ __forceinline__ bool choose(const Draw &draw, const Logits &logits, u32 *weights,
+                                       u32 count, SampleShared &s, u32 &token) {
+    float peak;
+    find_peak(logits, count, s, peak, token);
+    // Written so that NaN is greedy too.
+    if (!(draw.temperature > 0.0f) || fabsf(peak) == INFINITY) return threadIdx.x == 0;
+    for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
+        weights[i] = fixed_exp(__fdiv_rn(__fsub_rn(logits(i), peak), draw.temperature));
+    }
+    // Other threads of the block read them.
+    __syncthreads();
+    u64 floor = floor_of(draw, weights, count, s);
+    u64 total = mass_from(weights, count, floor, s);
+    u64 rest = __umul64hi(random_bits(draw), total);
+    return token_at(weights, count, floor, rest, s, token);
+}
+
 /// A block a draw.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
 sample(const __grid_constant__ SampleArgs a) {
@@ -209,26 +239,9 @@ sample(const __grid_constant__ SampleArgs a) {
     SampleShared &s = *(SampleShared *)shared;
     if (blockIdx.x >= a.step->draws) return;
     Draw draw = a.step->draw[blockIdx.x];
-    float peak;
+    u32 *weights = a.weights + (u64)blockIdx.x * a.vocabulary;
     u32 token;
-    find_peak(a, draw.row, s, peak, token);
-    // Written so that NaN is greedy too.
-    bool greedy = !(draw.temperature > 0.0f) || fabsf(peak) == INFINITY;
-    bool mine = threadIdx.x == 0;
-    if (!greedy) {
-        u32 *weights = a.weights + (u64)blockIdx.x * a.vocabulary;
-        for (u32 i = threadIdx.x; i < a.vocabulary; i += SAMPLE_THREADS) {
-            float x = read(a.logits, draw.row, i);
-            weights[i] = fixed_exp(__fdiv_rn(__fsub_rn(x, peak), draw.temperature));
-        }
-        // Other threads of the block read them.
-        __syncthreads();
-        u64 floor = floor_of(draw, weights, a.vocabulary, s);
-        u64 total = mass_from(weights, a.vocabulary, floor, s);
-        u64 rest = __umul64hi(random_bits(draw), total);
-        mine = token_at(weights, a.vocabulary, floor, rest, s, token);
-    }
-    if (mine) {
+    if (choose(draw, Plain{a.logits, draw.row}, weights, a.vocabulary, s, token)) {
         a.tokens[blockIdx.x] = token;
         a.seats[draw.seat] = token;
     }

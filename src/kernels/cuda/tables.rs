@@ -3,6 +3,7 @@
 
 use bytemuck::{Pod, Zeroable, bytes_of, cast_slice};
 
+use super::details::DrawDetail;
 use crate::device::cuda::Address;
 use crate::kernels::batch::Batch;
 use crate::request::Sampling;
@@ -11,8 +12,8 @@ use crate::request::Sampling;
 pub const FROM_SEAT: u32 = 1 << 31;
 
 /// Packed query rows of a large tile; a small one has up to 16.
-const LARGE_TILE: usize = 64;
-const SMALL_TILE: usize = 16;
+pub(super) const LARGE_TILE: usize = 64;
+pub(super) const SMALL_TILE: usize = 16;
 
 /// A sequence is split as `attention.cu` does it.
 const SPLITS_MAX: u32 = 16;
@@ -47,6 +48,12 @@ pub struct Work {
     pub batch: Batch,
     /// Tokens to choose, in the order of answers.
     pub draws: Vec<SeatDraw>,
+    /// What some draws are asked for besides, in their order.
+    pub details: Vec<DrawDetail>,
+    /// Generated tokens that details point at.
+    pub history: Vec<u32>,
+    /// Spans whose answer is the last hidden state of each row, ascending.
+    pub states: Vec<u32>,
     /// Pages that come first.
     pub loans: Vec<Loan>,
 }
@@ -56,6 +63,9 @@ impl Work {
     pub fn clear(&mut self) {
         self.batch.clear();
         self.draws.clear();
+        self.details.clear();
+        self.history.clear();
+        self.states.clear();
         self.loans.clear();
     }
 }
@@ -72,6 +82,8 @@ pub(super) struct Counts {
     /// Of the longest sequence among the small tiles.
     pub(super) splits: u32,
     pub(super) loans: u32,
+    /// Of one launch.
+    pub(super) details: u32,
 }
 
 /// How query rows are tiled.
@@ -97,8 +109,8 @@ struct Header {
     loans: u32,
     unused: u32,
     /// Tokens, positions, span numbers, gather list, spans, blocks, small and large tiles, draws,
-    /// loans.
-    tables: [u64; 10],
+    /// loans, token types.
+    tables: [u64; 11],
 }
 
 #[repr(C)]
@@ -146,6 +158,7 @@ impl Tables {
             large_tiles: self.large.len() as u32,
             splits,
             loans: work.loans.len() as u32,
+            details: 0,
         };
         self.bytes.clear();
         self.bytes.resize(size_of::<Header>(), 0);
@@ -178,6 +191,7 @@ impl Tables {
             },
             self.put_each(at, work.draws.iter().map(Draw::of)),
             self.put_each(at, work.loans.iter().map(|loan| [loan.place, loan.page])),
+            if batch.types.is_empty() { 0 } else { self.put(at, cast_slice(&batch.types)) },
         ];
         let header = Header {
             rows: counts.rows,
@@ -213,7 +227,7 @@ impl Tables {
         }
         // The longest first: what starts last should be short.
         let spans = &work.batch.spans;
-        self.large.sort_by_key(|[span, from]| {
+        self.large.sort_unstable_by_key(|[span, from]| {
             let sees = spans[*span as usize].start as usize + *from as usize / tiling.group;
             std::cmp::Reverse(sees)
         });

@@ -6,6 +6,7 @@
 //! and the values of the eight groups, as 4-bit or 8-bit panels have them.
 
 use super::blocks::{LARGE, Large};
+use super::quants::Scales;
 use super::{GROUP, PANEL, PackedFormat};
 
 /// Groups in a large block.
@@ -93,5 +94,29 @@ impl LargeLayout {
                 *out = (scale * small(part)).mul_add(q, minimum * small(self.parts + part));
             }
         }
+    }
+
+    /// Group `group` of row `lane`, and its scales.
+    pub(super) fn group(
+        self,
+        panel: &[u8],
+        lane: usize,
+        group: usize,
+        out: &mut [i16; GROUP],
+    ) -> Scales {
+        let from = &panel[group / LARGE_GROUPS * self.bytes()..][..self.bytes()];
+        let g = group % LARGE_GROUPS;
+        let (scale, minimum) = (super::f32_at(from, lane), super::f32_at(&from[64..], lane));
+        let mask = if self.value_bytes == 256 { 15 } else { 255 };
+        for (i, out) in out.iter_mut().enumerate() {
+            let (at, shift) = self.place(lane, i);
+            let stored = from[self.values(g) + at] >> shift & mask;
+            *out = i16::from(stored) - i16::from(self.offset);
+        }
+        std::array::from_fn(|half| {
+            let part = half * self.parts / 2;
+            let small = |part: usize| f32::from(from[self.factors(g) + part * PANEL + lane] as i8);
+            [scale * small(part), minimum * small(self.parts + part)]
+        })
     }
 }

@@ -1,10 +1,19 @@
-//! Groups of quantised rows as they are stored, for a device that keeps them so. Knows no device.
+//! Groups of quantised rows as whole numbers and scales, for a device that keeps them in an order
+//! of its own. Knows no device.
 
-use super::{GROUP, PANEL, Packed, PackedFormat, Q4_GROUP_BYTES, q8_places};
+use half::f16;
+
+use super::large::LargeLayout;
+use super::{
+    GROUP, PANEL, Packed, PackedFormat, Q4_GROUP_BYTES, Q8_MINIMUM_GROUP_BYTES, q8_places,
+};
+
+/// What 32 quantised values are multiplied with: for each half scale and minimum, so that a value
+/// is `scale × q + minimum`.
+pub(in crate::kernels) type Scales = [[f32; 2]; 2];
 
 impl Packed {
-    /// One group of a quantised row as it is stored: 4-bit values as they are, 8-bit ones 128 too
-    /// large. Returns its scale and its minimum, f16, little-endian; 8-bit groups have none.
+    /// Puts one group of a quantised row into `out`.
     ///
     /// # Panics
     /// If there is no such group, or the matrix is not quantised.
@@ -12,27 +21,41 @@ impl Packed {
         &self,
         n: usize,
         group: usize,
-        out: &mut [u8; GROUP],
-    ) -> [[u8; 2]; 2] {
+        out: &mut [i16; GROUP],
+    ) -> Scales {
         let (panel, lane) = (self.panel(n / PANEL), n % PANEL);
-        let half = |at: usize| [panel[at + lane * 2], panel[at + lane * 2 + 1]];
+        let half = |at: usize| f16::from_le_bytes([panel[at + lane * 2], panel[at + lane * 2 + 1]]);
         match self.format {
             PackedFormat::Q4 => {
                 let start = group * Q4_GROUP_BYTES;
                 for (i, value) in out.iter_mut().enumerate() {
                     let byte = panel[start + 64 + i / 8 * 64 + lane * 4 + i % 4];
-                    *value = if i % 8 < 4 { byte & 15 } else { byte >> 4 };
+                    *value = i16::from(if i % 8 < 4 { byte & 15 } else { byte >> 4 });
                 }
-                [half(start), half(start + 32)]
+                [[half(start).to_f32(), half(start + 32).to_f32()]; 2]
             }
             PackedFormat::Q8 => {
                 let (scales, start) = q8_places(group);
-                for (i, value) in out.iter_mut().enumerate() {
-                    *value = panel[start + i / 4 * 64 + lane * 4 + i % 4];
-                }
-                [half(scales), [0; 2]]
+                signed(&panel[start..], lane, out);
+                [[half(scales).to_f32(), 0.0]; 2]
             }
-            other => panic!("a matrix as {other:?} is not read by groups"),
+            PackedFormat::Q8Minimum => {
+                let start = group * Q8_MINIMUM_GROUP_BYTES;
+                signed(&panel[start + 64..], lane, out);
+                [[half(start).to_f32(), half(start + 32).to_f32()]; 2]
+            }
+            format => {
+                let layout = LargeLayout::of(format);
+                let layout = layout.unwrap_or_else(|| panic!("{format:?} has no groups"));
+                layout.group(panel, lane, group, out)
+            }
         }
+    }
+}
+
+/// Values that are stored 128 too large.
+fn signed(from: &[u8], lane: usize, out: &mut [i16; GROUP]) {
+    for (i, value) in out.iter_mut().enumerate() {
+        *value = i16::from(from[i / 4 * 64 + lane * 4 + i % 4]) - 128;
     }
 }

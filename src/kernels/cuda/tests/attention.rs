@@ -3,7 +3,8 @@
 use super::*;
 use crate::kernels::builder::{Builder, Capacity, Dense};
 use crate::kernels::ops::{
-    Activation, Embed, Epilogue, KvShape, Op, PackedAttention, PagedAttention, RopeStore, Rows,
+    Activation, Embed, Epilogue, HeadNorm, KvShape, Op, PackedAttention, PagedAttention, Rope,
+    RopeStore, Rows, Vector,
 };
 
 const VOCABULARY: usize = 23;
@@ -38,6 +39,38 @@ fn paged(heads: usize, kv_heads: usize, head_dim: usize, rows: usize) -> Program
     let attention = PagedAttention { qkv, heads, kv, layer, scale, output: output_rows };
     builder.push(Op::PagedAttention(attention));
     builder.finish(output, Some(kv))
+}
+
+/// Scales of heads around one.
+fn head_scales(random: &mut Random, head_dim: usize) -> [Vector; 2] {
+    [0; 2].map(|_| random.floats(head_dim).into_iter().map(|x| 1.0 + x / 2.0).collect())
+}
+
+/// `program` with heads normalised before they are turned.
+fn normed(mut program: Program) -> Program {
+    let turn = program.ops.iter().position(|op| matches!(op, Op::RopeStore(_) | Op::Rope(_)));
+    let (qkv, heads, head_dim) = match &program.ops[turn.unwrap()] {
+        Op::RopeStore(op) => (op.qkv, [op.heads, op.kv.heads], op.kv.head_dim),
+        Op::Rope(op) => (op.qkv, [op.heads, op.kv_heads], op.head_dim),
+        _ => unreachable!("just found"),
+    };
+    let weights = head_scales(&mut Random::new(21), head_dim);
+    let norm = HeadNorm { qkv, heads, weights, eps: 0.05 };
+    program.ops.insert(turn.unwrap(), Op::HeadNorm(norm));
+    program
+}
+
+#[test]
+fn heads_are_normalised_before_they_are_turned() {
+    for (heads, kv_heads, head_dim) in [(4, 2, 32), (3, 1, 128), (2, 2, 256), (2, 1, 80)] {
+        let mut random = Random::new(head_dim as u64 + 1);
+        let mut pair = Pair::new(normed(paged(heads, kv_heads, head_dim, 64)));
+        for pieces in [vec![piece(&mut random, 0, 0, 40)], vec![piece(&mut random, 0, 40, 1)]] {
+            let work = work(&pieces);
+            let (device, reference) = pair.both(&work, work.batch.tokens.len());
+            assert_near(&device, &reference, 2e-3);
+        }
+    }
 }
 
 fn piece(random: &mut Random, sequence: usize, start: usize, rows: usize) -> Piece {
@@ -92,38 +125,54 @@ fn long_sequences_are_split_and_merged() {
     assert_near(&device, &reference, 2e-3);
 }
 
-/// Rows are multiplied once before, so that they are bf16.
-fn packed(heads: usize, head_dim: usize, rows: usize) -> Program {
-    let hidden = 64;
+/// Rows are multiplied once before, so that they are bf16; turned if causal, as decoders are.
+fn packed(heads: usize, kv_heads: usize, head_dim: usize, causal: bool) -> Program {
+    let (hidden, rows) = (64, 120);
     let mut random = Random::new(9);
     let embedding = dense(&mut random, VOCABULARY, hidden, 1.0);
-    let weight = dense(&mut random, 3 * heads * head_dim, hidden, 0.25);
+    let width = (heads + 2 * kv_heads) * head_dim;
+    let weight = dense(&mut random, width, hidden, 0.25);
     let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
     let input = builder.full(Rows::All, hidden);
-    let qkv = builder.full(Rows::All, 3 * heads * head_dim);
+    let qkv = builder.full(Rows::All, width);
     let output = builder.full(Rows::All, heads * head_dim);
     let embed = Embed { table: embedding, positions: None, types: None, output: input };
     builder.push(Op::Embed(embed));
     let layer = Dense { weight, bias: None };
     builder.linear(&layer, Activation::Full(input), Epilogue::Store, qkv);
+    if causal {
+        let table = table(head_dim).into();
+        builder.push(Op::Rope(Rope { qkv, heads, kv_heads, head_dim, table }));
+    }
     let (scale, output_rows) = (1.0 / (head_dim as f32).sqrt(), Activation::Full(output));
-    let attention = PackedAttention {
-        qkv,
-        heads,
-        kv_heads: heads,
-        causal: false,
-        head_dim,
-        scale,
-        output: output_rows,
-    };
+    let attention =
+        PackedAttention { qkv, heads, kv_heads, causal, head_dim, scale, output: output_rows };
     builder.push(Op::PackedAttention(attention));
     builder.finish(output, None)
 }
 
 #[test]
+fn packed_heads_share_keys_and_see_no_later_rows() {
+    for (heads, kv_heads, head_dim) in [(4, 2, 32), (6, 1, 64), (2, 2, 48), (17, 1, 16)] {
+        for program in [
+            packed(heads, kv_heads, head_dim, true),
+            normed(packed(heads, kv_heads, head_dim, true)),
+            packed(heads, kv_heads, head_dim, false),
+        ] {
+            let mut pair = Pair::new(program);
+            for lengths in [&[1, 70, 9, 40][..], &[120]] {
+                let work = spans(lengths, VOCABULARY);
+                let (device, reference) = pair.both(&work, lengths.iter().sum());
+                assert_near(&device, &reference, 8e-3);
+            }
+        }
+    }
+}
+
+#[test]
 fn packed_attention_stays_within_spans() {
     for (heads, head_dim) in [(2, 32), (3, 64), (1, 128), (2, 48)] {
-        let mut pair = Pair::new(packed(heads, head_dim, 120));
+        let mut pair = Pair::new(packed(heads, heads, head_dim, false));
         for lengths in [&[1, 70, 9, 40][..], &[120], &[33]] {
             let work = spans(lengths, VOCABULARY);
             let (device, reference) = pair.both(&work, lengths.iter().sum());

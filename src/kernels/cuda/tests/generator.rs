@@ -162,3 +162,49 @@ fn a_graph_gives_the_bits_of_single_launches() {
         assert_eq!(bits(&mut plain), bits(&mut graphed));
     }
 }
+
+#[test]
+fn a_sequences_bits_do_not_depend_on_chunks_or_company_if_asked() {
+    let logits = |steps: &[Vec<Piece>]| {
+        let mut pair = Pair::with(llama(Encoding::F32), gpu(), true);
+        pair.device.record(0).unwrap();
+        let mut bits = Vec::new();
+        for pieces in steps {
+            let work = work(pieces);
+            pair.step(&work).unwrap();
+            let place = pieces.iter().filter(|piece| piece.yields).position(|of| of.sequence == 0);
+            let output = pair.device.output(0, work.batch.gather.len()).unwrap();
+            if let Some(place) = place {
+                let row = &output[place * VOCABULARY..][..VOCABULARY];
+                bits.push(row.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            }
+        }
+        bits
+    };
+    let alone = logits(&[vec![piece(0, 0, 41, true)], vec![piece(0, 41, 1, true)]]);
+    let beside = logits(&[
+        vec![piece(0, 0, 40, false), piece(1, 0, 30, true)],
+        // The last of a prompt, alone in its chunk.
+        vec![piece(1, 30, 1, true), piece(0, 40, 1, true), piece(2, 0, 20, true)],
+        vec![piece(2, 20, 1, true), piece(0, 41, 1, true), piece(1, 31, 1, true)],
+    ]);
+    assert_eq!(alone.len(), 2);
+    assert!(alone == beside);
+}
+
+#[test]
+fn graphs_stop_where_their_memory_ends() {
+    let mut roomy = Pair::new(llama(Encoding::F32));
+    let all = roomy.device.record(0).unwrap();
+    let mut emulator = Emulator::new();
+    // Three graphs take what all may.
+    emulator.graph_bytes = 25 << 20;
+    let mut narrow = Pair::with(llama(Encoding::F32), Box::new(emulator), false);
+    assert_eq!(narrow.device.record(0).unwrap(), 3);
+    assert!(all > 3);
+    // Steps run all the same.
+    for pieces in steps() {
+        let work = work(&pieces);
+        assert_eq!(narrow.step(&work).unwrap().tokens, roomy.step(&work).unwrap().tokens);
+    }
+}

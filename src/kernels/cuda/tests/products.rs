@@ -25,15 +25,25 @@ fn program(table: &Arc<Packed>, layer: &Dense, epilogue: Epilogue, rows: usize) 
     builder.finish(output, None)
 }
 
+/// Where a block has its scales, and perhaps minimums, as f16.
+fn scale_places(encoding: Encoding) -> &'static [usize] {
+    match encoding {
+        Encoding::Q4One | Encoding::Q5One | Encoding::Q4K | Encoding::Q5K => &[0, 2],
+        Encoding::Q2K => &[80, 82],
+        Encoding::Q3K => &[108],
+        Encoding::Q6K => &[208],
+        _ => &[0],
+    }
+}
+
 fn quantised(random: &mut Random, encoding: Encoding, n: usize, k: usize) -> Arc<Packed> {
     let mut bytes = random.bytes(n * encoding.row_bytes(k));
     // Scales, and minimums, of about a hundredth.
-    let block = encoding.row_bytes(32);
-    let scales = if encoding == Encoding::Q4One { 2 } else { 1 };
-    for block in bytes.chunks_exact_mut(block) {
-        for scale in block[..2 * scales].chunks_exact_mut(2) {
+    let block = if LARGE.contains(&encoding) { 256 } else { 32 };
+    for block in bytes.chunks_exact_mut(encoding.row_bytes(block)) {
+        for place in scale_places(encoding) {
             let value = 0.01 + random.floats(1)[0] * 0.02;
-            scale.copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+            block[*place..place + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
         }
     }
     Packed::from_bytes(n, k, encoding, &bytes).unwrap().into()
@@ -101,16 +111,67 @@ fn dense_products_are_right_for_few_and_many_rows() {
     }
 }
 
+const SMALL: [Encoding; 5] =
+    [Encoding::Q4Zero, Encoding::Q4One, Encoding::Q5Zero, Encoding::Q5One, Encoding::Q8Zero];
+const LARGE: [Encoding; 5] =
+    [Encoding::Q2K, Encoding::Q3K, Encoding::Q4K, Encoding::Q5K, Encoding::Q6K];
+
 #[test]
 fn quantised_products_are_right() {
     let mut random = Random::new(2);
-    for encoding in [Encoding::Q4Zero, Encoding::Q4One, Encoding::Q8Zero] {
+    for encoding in SMALL {
         for (n, k) in [(24, 1184), (40, 96)] {
             let weight = quantised(&mut random, encoding, n, k);
             for rows in [1, 20, 64, 70] {
                 check(weight.clone(), Epilogue::Store, rows, 1e-5);
             }
         }
+    }
+}
+
+#[test]
+fn products_of_large_blocks_are_right() {
+    let mut random = Random::new(6);
+    for encoding in LARGE {
+        let weight = quantised(&mut random, encoding, 24, 1280);
+        for rows in [1, 20, 70] {
+            // Scales are rounded to 11 bits.
+            check(weight.clone(), Epilogue::Store, rows, 4e-4);
+        }
+    }
+}
+
+#[test]
+fn quantised_products_are_right_for_all_numbers_of_rows() {
+    let mut random = Random::new(7);
+    for encoding in [Encoding::Q4K, Encoding::Q6K, Encoding::Q8Zero] {
+        let weight = quantised(&mut random, encoding, 16, 256);
+        for rows in [2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 127, 128, 129, 200, 255, 256] {
+            check(weight.clone(), Epilogue::Store, rows, 4e-4);
+        }
+    }
+}
+
+#[test]
+fn rows_of_quantised_tables_are_right() {
+    let mut random = Random::new(8);
+    for encoding in SMALL.into_iter().chain(LARGE) {
+        let table = quantised(&mut random, encoding, VOCABULARY, 512);
+        let mut builder = Builder::new(Capacity { rows: 8, yields: 8, context: 8 });
+        let output = builder.full(Rows::All, 512);
+        let embed = Embed { table: table.clone(), positions: None, types: None, output };
+        builder.push(Op::Embed(embed));
+        let mut pair = Pair::new(builder.finish(output, None));
+        let work = spans(&[8], VOCABULARY);
+        pair.step(&work).unwrap();
+        let mut row = vec![0.0; 512];
+        let mut expected = Vec::new();
+        for token in &work.batch.tokens {
+            table.read_row(*token as usize, &mut row);
+            expected.extend(row.iter().map(|x| f64::from(*x)));
+        }
+        let error = error(&pair.device.output(0, 8).unwrap(), expected);
+        assert!(error <= 4e-4, "{encoding:?}: {error}");
     }
 }
 

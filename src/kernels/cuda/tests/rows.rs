@@ -16,7 +16,7 @@ fn encoder(width: usize, bias: bool, kind: PoolKind, normalize: bool) -> Program
     builder.push(Op::Embed(Embed {
         table: dense(&mut random, VOCABULARY, width, 1.0),
         positions: Some(random.floats(80 * width).into()),
-        types: Some(random.floats(width).into()),
+        types: Some(random.floats(2 * width).into()),
         output: hidden,
     }));
     builder.push(Op::Norm(Norm {
@@ -45,6 +45,20 @@ fn norms_and_pooling_are_right() {
             }
         }
     }
+}
+
+#[test]
+fn token_types_are_added() {
+    let mut pair = Pair::new(encoder(48, true, PoolKind::Mean, true));
+    let mut work = spans(&[5, 9], VOCABULARY);
+    let (plain, _) = pair.both(&work, 2);
+    work.batch.types = (0..14).map(|row| u32::from(row > 8)).collect();
+    let (device, reference) = pair.both(&work, 2);
+    assert_near(&device, &reference, 1e-5);
+    assert_eq!(device[..48], plain[..48], "the first text has no other types");
+    assert_ne!(device[48..], plain[48..]);
+    work.batch.types[3] = 2;
+    assert!(matches!(pair.step(&work), Err(RunError::Work(_))), "a type that is not there");
 }
 
 #[test]
