@@ -18,6 +18,8 @@ pub(super) struct Site<'a> {
     pub(super) base: &'a str,
     /// More components by name.
     pub(super) components: &'a [String],
+    /// Where the server's image is.
+    pub(super) image: Option<&'a str>,
     /// The command that wrote this.
     pub(super) command: &'a str,
     pub(super) spot: bool,
@@ -52,7 +54,8 @@ pub(super) fn render(
         files.push((name, manifest(model, line.load.context)?));
     }
     let names: Vec<&str> = files[1..].iter().map(|(name, _)| name.as_str()).collect();
-    let text = kustomization(report, group, site, &names);
+    let images = site.image.map(images).transpose()?.unwrap_or_default();
+    let text = kustomization((report, group), site, &names, &images);
     files.insert(0, ("kustomization.yaml".to_owned(), text));
     Ok(files)
 }
@@ -115,7 +118,12 @@ fn configuration(group: &Group) -> String {
     text
 }
 
-fn kustomization(report: &Report, group: &Group, site: &Site<'_>, models: &[&str]) -> String {
+fn kustomization(
+    (report, group): (&Report, &Group),
+    site: &Site<'_>,
+    models: &[&str],
+    images: &str,
+) -> String {
     let mut text = format!(
         "# Written by: {}\n# Write it again instead of editing it.\n#\n# {}\n",
         site.command, report.headline
@@ -132,7 +140,7 @@ fn kustomization(report: &Report, group: &Group, site: &Site<'_>, models: &[&str
     let _ = write!(
         text,
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\nresources:\n- {}\n\n\
-         components:\n{list}\nconfigMapGenerator:\n- name: sconce-config\n  behavior: replace\n  \
+         components:\n{list}\n{images}configMapGenerator:\n- name: sconce-config\n  behavior: replace\n  \
          files: [sconce.toml]\n- name: sconce-models\n  behavior: replace\n  files: [{}]\n\n\
          patches:\n",
         site.base,
@@ -141,6 +149,24 @@ fn kustomization(report: &Report, group: &Group, site: &Site<'_>, models: &[&str
     deployment(group, site, &mut text);
     scaled_object(group, &mut text);
     text
+}
+
+/// The base's image replaced by `NAME:TAG` or `NAME@DIGEST`. A registry's port is no tag.
+fn images(image: &str) -> Result<String, PlanError> {
+    let tagged = || image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    let found = match image.split_once('@') {
+        Some((name, digest)) => Some((name, "digest", digest)),
+        None => tagged().map(|(name, tag)| (name, "newTag", tag)),
+    };
+    let plain = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "./:_-".contains(c))
+    };
+    let sound = found.filter(|(name, _, version)| plain(name) && plain(version));
+    let (name, key, version) = sound.ok_or_else(|| {
+        let message = format!("--image {image:?}: must be NAME:TAG or NAME@sha256:DIGEST");
+        PlanError::new(Fault::Usage, message)
+    })?;
+    Ok(format!("images:\n- {{name: sconce, newName: {name:?}, {key}: {version:?}}}\n\n"))
 }
 
 fn deployment(group: &Group, site: &Site<'_>, text: &mut String) {

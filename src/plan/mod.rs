@@ -14,6 +14,7 @@ mod pod;
 mod probe;
 mod report;
 mod shape;
+mod source;
 mod speed;
 mod table;
 #[cfg(test)]
@@ -35,8 +36,8 @@ use report::Report;
 /// What the command was asked.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
-    /// Manifests by name, weight files, folders, shapes (.toml, config.json, shape:NAME@DTYPE);
-    /// all manifests if none is given
+    /// Manifests by name; weight files here or elsewhere (hub:, https://), of which only headers are
+    /// read; folders; shapes (.toml, config.json, shape:NAME@DTYPE); all manifests if none is given
     pub models: Vec<String>,
 
     /// Chips (l4), instance types (g6.xlarge), MIG slices (mig:1g.10gb@a100-80) or cpu to choose
@@ -147,6 +148,10 @@ pub struct Args {
     /// Components of the overlay, beside keda-prometheus and spot's: karpenter, gke, ...
     #[arg(long = "component", value_name = "NAME")]
     pub components: Vec<String>,
+
+    /// Image of the overlay, as REGISTRY/sconce:TAG or REGISTRY/sconce@sha256:DIGEST
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
 }
 
 /// Why there is no plan.
@@ -227,6 +232,9 @@ pub fn run(config: &Config, args: &Args, out: &mut dyn Write) -> Result<(), Plan
         return Err(nothing_fits(&wanted, &devices, &table, &terms));
     };
     let mut report = Report::of(&wanted, groups, &devices, &terms, notes);
+    if args.devices.is_empty() {
+        report.add_slices(&wanted, &table.all_slices(), &terms);
+    }
     if let Some(url) = &args.from {
         let target = Target::parse("--from", url)?;
         let watched = probe::wait(compare::watch(&target, args.watch.min(3600)))?;
@@ -277,6 +285,7 @@ fn write_overlay(
     let site = kustomize::Site {
         base: &args.base,
         components: &args.components,
+        image: args.image.as_deref(),
         command: &command::line(args),
         spot: args.spot,
         devices,

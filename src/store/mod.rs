@@ -10,6 +10,7 @@ mod remote;
 mod stamp;
 mod leftovers;
 pub mod fetch;
+pub mod peek;
 
 use std::path::PathBuf;
 

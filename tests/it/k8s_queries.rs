@@ -10,7 +10,7 @@ use crate::k8s_tools::{all, one, python, rendered, root, type_check};
 use crate::server::{Server, get};
 
 /// Families that NAMES fixes and the server does not export yet; shrinks to nothing.
-const PROMISED: &[(&str, &[&str])] = &[
+pub(crate) const PROMISED: &[(&str, &[&str])] = &[
     ("sconce_last_exit_info", &["code", "reason"]),
     ("sconce_requests_within_objective_total", &["model"]),
 ];
@@ -32,11 +32,11 @@ const OTHERS: [(&str, &[&str]); 9] = [
 const TARGET: [&str; 3] = ["namespace", "job", "pod"];
 
 /// A query and where it stands.
-struct Query {
-    place: String,
-    text: String,
+pub(crate) struct Query {
+    pub(crate) place: String,
+    pub(crate) text: String,
     /// The name it is recorded under.
-    record: Option<String>,
+    pub(crate) record: Option<String>,
 }
 
 /// Labels of a metric, each with the values seen; no values where they are not known.
@@ -53,7 +53,8 @@ fn panels(dashboard: &Value) -> Vec<&Value> {
     panels.filter(|panel| panel["type"] != "row").collect()
 }
 
-fn queries() -> Vec<Query> {
+/// All queries of rules, panels, variables and scalers.
+pub(crate) fn queries() -> Vec<Query> {
     let mut found = Vec::new();
     let mut add = |place: String, text: &Value, record: Option<&str>| {
         let text = text.as_str().unwrap_or_else(|| panic!("{place}: no query"));
@@ -120,7 +121,8 @@ fn unvalued(labels: &[&str]) -> Labels {
     labels.iter().map(|label| ((*label).to_owned(), BTreeSet::new())).collect()
 }
 
-fn parse(queries: &[Query]) -> Vec<Value> {
+/// What each query names, or what is wrong with it.
+pub(crate) fn parse(queries: &[Query]) -> Vec<Value> {
     let asked: Vec<Value> =
         queries.iter().map(|query| json!({"name": query.place, "query": query.text})).collect();
     let answer = python("queries.py", &[] as &[&Path], &Value::from(asked).to_string());
