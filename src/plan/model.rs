@@ -403,6 +403,12 @@ impl Model {
         Self { name, task, from, shape, weights, context, seats, manifest, refused }
     }
 
+    /// The same model with its weights in another format; none where that is not smaller.
+    pub(super) fn in_format(&self, name: &str) -> Option<Self> {
+        let weights = WeightBytes::of_shape(&self.shape, kind_of(name)?);
+        (weights.total < self.weights.total).then(|| Self { weights, ..self.clone() })
+    }
+
     /// What the engine would size its workspace for.
     pub(super) fn capacity(&self, context: u32) -> Capacity {
         let wish = Wish {

@@ -140,7 +140,7 @@ impl Pod {
             in_flight_threshold: (concurrency * 0.75 * 10.0).floor().max(10.0) / 10.0,
             concurrency,
             thresholds,
-            replicas_max: by_hand.replicas_max.unwrap_or((replicas * 2).max(replicas + 1)),
+            replicas_max: by_hand.replicas_max.unwrap_or(replicas * 2),
             cold_start: ColdStart::of(wanted, fit, device, room),
         }
     }

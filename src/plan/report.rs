@@ -128,7 +128,7 @@ impl Report {
         }
         let totals = Totals::of(wanted, &groups, devices, terms);
         let kinds: std::collections::BTreeSet<&str> =
-            groups.iter().map(|group| group.device.name.as_str()).collect();
+            groups.iter().map(|group| group.device.rented()).collect();
         let kinds: Vec<&str> = kinds.into_iter().collect();
         let headline = totals.headline(wanted.len(), &kinds.join(" + "), terms.spot);
         Self {

@@ -14,20 +14,20 @@ use crate::k8s_queries::{PROMISED, Query, parse, queries};
 use crate::prometheus::{Prometheus, alone, encoded};
 use crate::server::{Server, chat, get, post};
 
-/// What a cluster's other exporters say of a Sconce of one pod. Counters are one at first.
-const OTHERS: &str = "\
-karpenter_interruption_received_messages_total{message_type=\"spot_interrupted\"} 1
-keda_scaler_detail_errors_total{exported_namespace=\"sconce\",scaledObject=\"sconce\"} 1
-kube_horizontalpodautoscaler_spec_max_replicas{horizontalpodautoscaler=\"keda-hpa-sconce\",namespace=\"sconce\"} 8
-kube_horizontalpodautoscaler_spec_min_replicas{horizontalpodautoscaler=\"keda-hpa-sconce\",namespace=\"sconce\"} 1
-kube_horizontalpodautoscaler_status_current_replicas{horizontalpodautoscaler=\"keda-hpa-sconce\",namespace=\"sconce\"} 1
-kube_horizontalpodautoscaler_status_desired_replicas{horizontalpodautoscaler=\"keda-hpa-sconce\",namespace=\"sconce\"} 1
-kube_pod_info{namespace=\"sconce\",pod=\"sconce-1\",node=\"node-1\"} 1
-node_gpu_hourly_cost{node=\"node-1\"} 0.8
-";
+/// What a cluster's other exporters say of a Sconce of one pod; `HPA` is its autoscaler's labels.
+const OTHERS: &str = r#"karpenter_interruption_received_messages_total{message_type="spot"} 1
+keda_scaler_detail_errors_total{exported_namespace="sconce",scaledObject="sconce"} 1
+kube_horizontalpodautoscaler_spec_max_replicas{HPA} 8
+kube_horizontalpodautoscaler_spec_min_replicas{HPA} 1
+kube_horizontalpodautoscaler_status_current_replicas{HPA} 1
+kube_horizontalpodautoscaler_status_desired_replicas{HPA} 1
+kube_pod_info{namespace="sconce",pod="sconce-1",node="node-1"} 1
+node_gpu_hourly_cost{node="node-1"} 0.8
+"#;
+const HPA: &str = r#"namespace="sconce",horizontalpodautoscaler="keda-hpa-sconce""#;
 
 /// Serves a page of metrics; its address.
-fn exporter(page: &'static str) -> String {
+fn exporter(page: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -105,7 +105,7 @@ fn every_panel_draws_something() {
          honor_labels: true\n  static_configs:\n  - targets: ['{}']\n",
         rules.display(),
         server.admin_address(),
-        exporter(OTHERS)
+        exporter(OTHERS.replace("HPA", HPA))
     );
     // Rules are evaluated every second instead of every 30.
     let text = std::fs::read_to_string(&rules).unwrap();

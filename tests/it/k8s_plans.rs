@@ -62,7 +62,7 @@ fn committed_plans_are_what_the_planner_writes() {
         let mut command = arguments(command.unwrap_or_else(|| panic!("{name}: by whom?")));
         let scratch = tempfile::tempdir().unwrap();
         let update = std::env::var_os("SCONCE_UPDATE_GOLDEN").is_some();
-        let out = if update { &folder } else { scratch.path() };
+        let out = if update { folder.as_path() } else { scratch.path() };
         command.extend(["--out".to_owned(), out.display().to_string()]);
         let output = sconce(&command);
         assert!(output.status.success(), "{name}: {}", told(&output));
