@@ -140,9 +140,9 @@ fn kustomization(
     let _ = write!(
         text,
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\nresources:\n- {}\n\n\
-         components:\n{list}\n{images}configMapGenerator:\n- name: sconce-config\n  behavior: replace\n  \
-         files: [sconce.toml]\n- name: sconce-models\n  behavior: replace\n  files: [{}]\n\n\
-         patches:\n",
+         components:\n{list}\n{images}configMapGenerator:\n- name: sconce-config\n  \
+         behavior: replace\n  files: [sconce.toml]\n- name: sconce-models\n  \
+         behavior: replace\n  files: [{}]\n\npatches:\n",
         site.base,
         files.join(", ")
     );

@@ -37,8 +37,8 @@ use report::Report;
 /// What the command was asked.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
-    /// Manifests by name; weight files here or elsewhere (hub:, https://), of which only headers are
-    /// read; folders; shapes (.toml, config.json, shape:NAME@DTYPE); all manifests if none is given
+    /// Manifests by name; weight files, here or elsewhere (hub:, https://), of which only headers
+    /// are read; folders; shapes (.toml, config.json, shape:NAME@DTYPE); all manifests by default
     pub models: Vec<String>,
 
     /// Chips (l4), instance types (g6.xlarge), MIG slices (mig:1g.10gb@a100-80) or cpu to choose

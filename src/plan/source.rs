@@ -69,8 +69,8 @@ impl Source {
             }
         }
         let message = format!(
-            "{model}: {} is not on this machine, and its header cannot be read from elsewhere ({}): \
-             run sconce pull {model}, or plan with a shape",
+            "{model}: {} is not on this machine, nor can its header be read elsewhere ({}): run \
+             sconce pull {model}, or plan with a shape",
             file.file,
             reasons.join("; ")
         );
