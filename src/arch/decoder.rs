@@ -39,6 +39,7 @@ pub(super) struct Shape {
     pub(super) qkv_bias: bool,
     /// How the file orders the rows of q and k.
     pub(super) order: RowOrder,
+    is_gguf: bool,
     names: &'static Names,
 }
 
@@ -63,7 +64,7 @@ struct Names {
     down: &'static str,
 }
 
-const GGUF: Names = Names {
+static GGUF: Names = Names {
     embedding: "token_embd",
     norm: "output_norm",
     head: "output",
@@ -81,7 +82,7 @@ const GGUF: Names = Names {
     down: "ffn_down",
 };
 
-const SAFETENSORS: Names = Names {
+static SAFETENSORS: Names = Names {
     embedding: "model.embed_tokens",
     norm: "model.norm",
     head: "lm_head",
@@ -141,6 +142,7 @@ impl Shape {
             head_norms: false,
             qkv_bias: false,
             order: RowOrder::Plain,
+            is_gguf: facts.is_gguf(),
             names: if facts.is_gguf() { &GGUF } else { &SAFETENSORS },
         };
         shape.check(facts.rope_dims(head_dim)?)?;
@@ -149,7 +151,7 @@ impl Shape {
 
     /// For members whose GGUF files keep the halves of rotated pairs side by side.
     pub(super) fn with_interleaved_gguf(mut self) -> Self {
-        if std::ptr::eq(self.names, &GGUF) {
+        if self.is_gguf {
             self.order = RowOrder::Interleaved { head_dim: self.kv.head_dim };
         }
         self
