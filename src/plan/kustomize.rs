@@ -108,12 +108,8 @@ fn configuration(group: &Group) -> String {
          [server]\nport = 8080\n\n[admin]\nport = 9464\n\n[drain]\nlinger_seconds = 20\n\n\
          [models]\nroots = [\"/models\", \"/mnt/models\"]\n\n",
     );
-    let _ = writeln!(text, "[device]\nmemory_limit = \"{}MiB\"", pod.device_memory_limit / MIB);
-    if pod.device_share < 1.0 {
-        let _ = writeln!(text, "share = {:.4}", pod.device_share);
-    }
     if pod.kv_bytes > 0 {
-        let _ = writeln!(text, "\n[scheduler]\nkv_bytes = \"{}MiB\"", pod.kv_bytes / MIB);
+        let _ = writeln!(text, "[scheduler]\nkv_bytes = \"{}MiB\"", pod.kv_bytes / MIB);
     }
     text
 }
@@ -188,30 +184,48 @@ fn deployment(group: &Group, site: &Site<'_>, text: &mut String) {
     let lines = |items: &[String]| -> String {
         items.iter().map(|item| format!("                {item}\n")).collect()
     };
-    let price = group.placed.device.instance.clone();
-    let node = if site.spot { price.spot_usd_per_hour } else { Some(price.usd_per_hour) };
+    let instance = &group.placed.device.instance;
+    let node = if site.spot { instance.spot_usd_per_hour } else { Some(instance.usd_per_hour) };
     let gpus = group.placed.device.gpus();
-    let hourly = node.unwrap_or(price.usd_per_hour) / f64::from(gpus);
+    let hourly = node.unwrap_or(instance.usd_per_hour) / f64::from(gpus);
     let _ = write!(
         text,
-        "- target: {{kind: Deployment, name: sconce}}\n  patch: |\n    apiVersion: apps/v1\n    \
-         kind: Deployment\n    metadata:\n      name: sconce\n    spec:\n      template:\n        \
-         spec:\n{}          terminationGracePeriodSeconds: {}\n          containers:\n          \
-         - name: server\n            env:\n            - {{name: SCONCE_GRACE_SECONDS, value: \
-         \"{}\"}}\n            # {} of {}, one device.\n            - {{name: \
-         SCONCE_DEVICE_HOURLY_USD, value: \"{hourly:.4}\"}}\n            resources:\n              \
-         requests:\n{}{}              limits:\n{}{}          volumes:\n          - name: cache\n   \
-         \x20        emptyDir: {{sizeLimit: {}}}\n",
-        placement(group, site),
-        pod.grace_seconds,
-        pod.grace_seconds,
-        price.name,
-        price.as_of,
-        lines(&requests),
-        lines(&gpu),
-        lines(&limits),
-        lines(&gpu),
-        gibs(pod.cache),
+        r#"- target: {{kind: Deployment, name: sconce}}
+  patch: |
+    apiVersion: apps/v1
+    kind: Deployment
+    metadata:
+      name: sconce
+    spec:
+      template:
+        spec:
+{placement}          terminationGracePeriodSeconds: {grace}
+          containers:
+          - name: server
+            env:
+            - {{name: SCONCE_GRACE_SECONDS, value: "{grace}"}}
+            # Here and not in sconce.toml: a component may have said something else.
+            - {{name: SCONCE_DEVICE_MEMORY_LIMIT, value: {limit}MiB}}
+            - {{name: SCONCE_DEVICE_SHARE, value: "{share:.4}"}}
+            # {name} of {as_of}, one device.
+            - {{name: SCONCE_DEVICE_HOURLY_USD, value: "{hourly:.4}"}}
+            resources:
+              requests:
+{requests}{gpu}              limits:
+{limits}{gpu}          volumes:
+          - name: cache
+            emptyDir: {{sizeLimit: {cache}}}
+"#,
+        placement = placement(group, site),
+        grace = pod.grace_seconds,
+        limit = pod.device_memory_limit / MIB,
+        share = pod.device_share,
+        name = instance.name,
+        as_of = instance.as_of,
+        requests = lines(&requests),
+        limits = lines(&limits),
+        gpu = lines(&gpu),
+        cache = gibs(pod.cache),
     );
 }
 

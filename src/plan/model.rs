@@ -171,8 +171,8 @@ impl WeightBytes {
         let bytes = |params: u64| params.div_ceil(elements) * block_bytes;
         let parameters = shape.parameters();
         let params = parameters.total(shape.tied);
-        // Sixteen outputs of 64 inputs: a whole number of panels in every form.
-        let sample = packed_format(kind).bytes(16, 64) as f64 / 1024.0;
+        // Sixteen outputs of 256 inputs: a whole number of panels and blocks in every form.
+        let sample = packed_format(kind).bytes(16, 256) as f64 / 4096.0;
         Self {
             params,
             layer_params: parameters.layers,

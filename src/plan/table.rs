@@ -4,6 +4,9 @@ use std::fmt::Write;
 
 use super::report::{Group, Report};
 
+/// Most devices in the list of those that would do.
+const LISTED_MAX: usize = 12;
+
 /// Rows of cells; the first row is the head. Columns but the first are aligned to the right,
 /// unless a cell is long.
 struct Grid {
@@ -221,9 +224,12 @@ fn together(report: &Report, text: &mut String) {
     let mut grid = Grid::new(2, &head);
     // One line for each kind: its machines differ little.
     let mut small: Vec<(&str, String)> = Vec::new();
+    let mut fits = 0;
     for it in &report.together {
         let usd = |cost: Option<f64>| cost.map_or_else(|| "-".into(), |cost| format!("{cost:.0}"));
+        fits += usize::from(it.why_not.is_none());
         match &it.why_not {
+            None if fits > LISTED_MAX => {}
             None => grid.row(vec![
                 it.device.clone(),
                 it.instance.clone(),
@@ -239,6 +245,9 @@ fn together(report: &Report, text: &mut String) {
         }
     }
     grid.print(text);
+    if fits > LISTED_MAX {
+        let _ = writeln!(text, "  and {} more for more money (-o json)", fits - LISTED_MAX);
+    }
     let small: Vec<String> = small.into_iter().map(|(_, line)| line).collect();
     list("Not on", &small, text);
 }

@@ -279,6 +279,42 @@ fn ports_and_paths_are_the_servers() {
     assert!(asked > 60);
 }
 
+/// What every pod must say, wherever it is deployed: a path and its value.
+#[test]
+fn pods_are_hardened_and_probed() {
+    let expected = [
+        ("/enableServiceLinks", Value::from(false)),
+        ("/automountServiceAccountToken", false.into()),
+        ("/securityContext/runAsNonRoot", true.into()),
+        ("/securityContext/seccompProfile/type", "RuntimeDefault".into()),
+        ("/containers/0/securityContext/readOnlyRootFilesystem", true.into()),
+        ("/containers/0/securityContext/allowPrivilegeEscalation", false.into()),
+        ("/containers/0/terminationMessagePath", "/dev/termination-log".into()),
+        ("/containers/0/startupProbe/httpGet/path", "/livez".into()),
+        ("/containers/0/livenessProbe/httpGet/path", "/livez".into()),
+        ("/containers/0/readinessProbe/httpGet/path", "/readyz".into()),
+        ("/containers/0/readinessProbe/periodSeconds", 2.into()),
+        ("/containers/0/readinessProbe/failureThreshold", 2.into()),
+        ("/topologySpreadConstraints/0/topologyKey", "kubernetes.io/hostname".into()),
+    ];
+    for pod in pods() {
+        for (path, value) in &expected {
+            assert_eq!(pod.spec.pointer(path), Some(value), "{}: {path}", pod.place);
+        }
+        for budget in all(&rendered()[pod.place], "PodDisruptionBudget") {
+            assert_eq!(budget["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
+        }
+        for deployment in all(&rendered()[pod.place], "Deployment") {
+            // Only where nodes come on demand is there a GPU for a pod more; processors are there.
+            let surge = deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 1;
+            let pool = pod.spec["nodeSelector"]["sconce/pool"].is_string();
+            let gpu = pod.resource("limits", "nvidia.com/gpu").is_some();
+            assert!(!surge || pool || !gpu, "{}: waits for a GPU", pod.place);
+            assert!(surge || !pool, "{}: no pod more", pod.place);
+        }
+    }
+}
+
 #[test]
 fn selectors_find_the_pods() {
     for (place, objects) in rendered() {

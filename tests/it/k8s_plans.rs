@@ -118,5 +118,6 @@ fn the_plans_of_the_readme_work() {
         };
         assert!(text.contains(expected), "{command} says no {expected}:\n{text}");
     }
-    assert!(files(out.path()).contains_key(Path::new("kustomization.yaml")));
+    let text = &files(out.path())[Path::new("kustomization.yaml")];
+    assert!(text.contains(r#"newName: "REGISTRY/sconce", newTag: "0.1.0""#), "{text}");
 }

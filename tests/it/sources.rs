@@ -211,9 +211,8 @@ fn a_plan_reads_headers_where_the_weights_are() {
     let folder = server.dir.path();
     // 16 GB of zeros that nobody wants to transfer, and that take no room here.
     let bytes = 16_000_000_000_u64;
-    let header = format!(
-        r#"{{"encoder.layer.0.w":{{"dtype":"F32","shape":[4000,1000000],"data_offsets":[0,{bytes}]}}}}"#
-    );
+    let tensor = format!(r#"{{"dtype":"F32","shape":[4000,1000000],"data_offsets":[0,{bytes}]}}"#);
+    let header = format!(r#"{{"encoder.layer.0.w":{tensor}}}"#);
     let whole = 8 + header.len() as u64 + bytes;
     let mut file = std::fs::File::create(folder.join("model.safetensors")).unwrap();
     file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
