@@ -105,7 +105,8 @@ pub(super) fn place(
     let part = |point: &Point| (1.0 / (room.assumed.load_target * point.scale)).ceil();
     let replicas = point.as_ref().map_or(1, |point| (part(point) as u32).max(1));
     let work = (wanted.as_slice(), &fit);
-    let pod = Pod::of(work, device, room, (point.as_ref(), replicas), &terms.by_hand);
+    let paid = replicas + u32::from(terms.spot);
+    let pod = Pod::of(work, device, room, (point.as_ref(), paid), &terms.by_hand);
     let (_, memory_most) = part_of_node(device, room);
     if pod.memory > memory_most && terms.by_hand.memory.is_none() {
         let what = format!(

@@ -34,6 +34,7 @@ pub(super) fn line(args: &Args) -> String {
         ("--max-replicas", whole(args.max_replicas)),
         ("--concurrency", number(args.concurrency)),
         ("--base", unless(&args.base, "../../base")),
+        ("--image", args.image.clone()),
     ];
     let given = values.into_iter().filter_map(|(flag, value)| Some(format!("{flag} {}", value?)));
     words.extend(given);

@@ -146,9 +146,14 @@ impl Device {
         self.instance.count
     }
 
+    /// What is counted and paid for, for people: GPUs and their parts, or whole machines.
+    pub(super) fn rented(&self) -> &str {
+        if self.kind == Kind::Cpu { &self.instance.name } else { &self.name }
+    }
+
     /// Name and machine, for people.
     pub(super) fn label(&self) -> String {
-        format!("{} on {}", self.name, self.instance.name)
+        format!("{} ({})", self.name, self.instance.name)
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Site<'a> {
     pub(super) base: &'a str,
     /// More components by name.
     pub(super) components: &'a [String],
+    /// Where the server's image is.
+    pub(super) image: Option<&'a str>,
     /// The command that wrote this.
     pub(super) command: &'a str,
     pub(super) spot: bool,
@@ -52,7 +54,8 @@ pub(super) fn render(
         files.push((name, manifest(model, line.load.context)?));
     }
     let names: Vec<&str> = files[1..].iter().map(|(name, _)| name.as_str()).collect();
-    let text = kustomization(report, group, site, &names);
+    let images = site.image.map(images).transpose()?.unwrap_or_default();
+    let text = kustomization((report, group), site, &names, &images);
     files.insert(0, ("kustomization.yaml".to_owned(), text));
     Ok(files)
 }
@@ -105,17 +108,18 @@ fn configuration(group: &Group) -> String {
          [server]\nport = 8080\n\n[admin]\nport = 9464\n\n[drain]\nlinger_seconds = 20\n\n\
          [models]\nroots = [\"/models\", \"/mnt/models\"]\n\n",
     );
-    let _ = writeln!(text, "[device]\nmemory_limit = \"{}MiB\"", pod.device_memory_limit / MIB);
-    if pod.device_share < 1.0 {
-        let _ = writeln!(text, "share = {:.4}", pod.device_share);
-    }
     if pod.kv_bytes > 0 {
-        let _ = writeln!(text, "\n[scheduler]\nkv_bytes = \"{}MiB\"", pod.kv_bytes / MIB);
+        let _ = writeln!(text, "[scheduler]\nkv_bytes = \"{}MiB\"", pod.kv_bytes / MIB);
     }
     text
 }
 
-fn kustomization(report: &Report, group: &Group, site: &Site<'_>, models: &[&str]) -> String {
+fn kustomization(
+    (report, group): (&Report, &Group),
+    site: &Site<'_>,
+    models: &[&str],
+    images: &str,
+) -> String {
     let mut text = format!(
         "# Written by: {}\n# Write it again instead of editing it.\n#\n# {}\n",
         site.command, report.headline
@@ -132,15 +136,33 @@ fn kustomization(report: &Report, group: &Group, site: &Site<'_>, models: &[&str
     let _ = write!(
         text,
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\nresources:\n- {}\n\n\
-         components:\n{list}\nconfigMapGenerator:\n- name: sconce-config\n  behavior: replace\n  \
-         files: [sconce.toml]\n- name: sconce-models\n  behavior: replace\n  files: [{}]\n\n\
-         patches:\n",
+         components:\n{list}\n{images}configMapGenerator:\n- name: sconce-config\n  \
+         behavior: replace\n  files: [sconce.toml]\n- name: sconce-models\n  \
+         behavior: replace\n  files: [{}]\n\npatches:\n",
         site.base,
         files.join(", ")
     );
     deployment(group, site, &mut text);
     scaled_object(group, &mut text);
     text
+}
+
+/// The base's image replaced by `NAME:TAG` or `NAME@DIGEST`. A registry's port is no tag.
+fn images(image: &str) -> Result<String, PlanError> {
+    let tagged = || image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'));
+    let found = match image.split_once('@') {
+        Some((name, digest)) => Some((name, "digest", digest)),
+        None => tagged().map(|(name, tag)| (name, "newTag", tag)),
+    };
+    let plain = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "./:_-".contains(c))
+    };
+    let sound = found.filter(|(name, _, version)| plain(name) && plain(version));
+    let (name, key, version) = sound.ok_or_else(|| {
+        let message = format!("--image {image:?}: must be NAME:TAG or NAME@sha256:DIGEST");
+        PlanError::new(Fault::Usage, message)
+    })?;
+    Ok(format!("images:\n- {{name: sconce, newName: {name:?}, {key}: {version:?}}}\n\n"))
 }
 
 fn deployment(group: &Group, site: &Site<'_>, text: &mut String) {
@@ -162,30 +184,48 @@ fn deployment(group: &Group, site: &Site<'_>, text: &mut String) {
     let lines = |items: &[String]| -> String {
         items.iter().map(|item| format!("                {item}\n")).collect()
     };
-    let price = group.placed.device.instance.clone();
-    let node = if site.spot { price.spot_usd_per_hour } else { Some(price.usd_per_hour) };
+    let instance = &group.placed.device.instance;
+    let node = if site.spot { instance.spot_usd_per_hour } else { Some(instance.usd_per_hour) };
     let gpus = group.placed.device.gpus();
-    let hourly = node.unwrap_or(price.usd_per_hour) / f64::from(gpus);
+    let hourly = node.unwrap_or(instance.usd_per_hour) / f64::from(gpus);
     let _ = write!(
         text,
-        "- target: {{kind: Deployment, name: sconce}}\n  patch: |\n    apiVersion: apps/v1\n    \
-         kind: Deployment\n    metadata:\n      name: sconce\n    spec:\n      template:\n        \
-         spec:\n{}          terminationGracePeriodSeconds: {}\n          containers:\n          \
-         - name: server\n            env:\n            - {{name: SCONCE_GRACE_SECONDS, value: \
-         \"{}\"}}\n            # {} of {}, one device.\n            - {{name: \
-         SCONCE_DEVICE_HOURLY_USD, value: \"{hourly:.4}\"}}\n            resources:\n              \
-         requests:\n{}{}              limits:\n{}{}          volumes:\n          - name: cache\n   \
-         \x20        emptyDir: {{sizeLimit: {}}}\n",
-        placement(group, site),
-        pod.grace_seconds,
-        pod.grace_seconds,
-        price.name,
-        price.as_of,
-        lines(&requests),
-        lines(&gpu),
-        lines(&limits),
-        lines(&gpu),
-        gibs(pod.cache),
+        r#"- target: {{kind: Deployment, name: sconce}}
+  patch: |
+    apiVersion: apps/v1
+    kind: Deployment
+    metadata:
+      name: sconce
+    spec:
+      template:
+        spec:
+{placement}          terminationGracePeriodSeconds: {grace}
+          containers:
+          - name: server
+            env:
+            - {{name: SCONCE_GRACE_SECONDS, value: "{grace}"}}
+            # Here and not in sconce.toml: a component may have said something else.
+            - {{name: SCONCE_DEVICE_MEMORY_LIMIT, value: {limit}MiB}}
+            - {{name: SCONCE_DEVICE_SHARE, value: "{share:.4}"}}
+            # {name} of {as_of}, one device.
+            - {{name: SCONCE_DEVICE_HOURLY_USD, value: "{hourly:.4}"}}
+            resources:
+              requests:
+{requests}{gpu}              limits:
+{limits}{gpu}          volumes:
+          - name: cache
+            emptyDir: {{sizeLimit: {cache}}}
+"#,
+        placement = placement(group, site),
+        grace = pod.grace_seconds,
+        limit = pod.device_memory_limit / MIB,
+        share = pod.device_share,
+        name = instance.name,
+        as_of = instance.as_of,
+        requests = lines(&requests),
+        limits = lines(&limits),
+        gpu = lines(&gpu),
+        cache = gibs(pod.cache),
     );
 }
 

@@ -14,17 +14,19 @@ mod pod;
 mod probe;
 mod report;
 mod shape;
+mod source;
 mod speed;
 mod table;
 #[cfg(test)]
 mod tests;
+mod unfit;
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use crate::config::Config;
 use crate::config::values;
-use choose::{Placed, Terms};
+use choose::Terms;
 use devices::{Device, Table};
 use fit::{Room, Wanted};
 use model::Model;
@@ -35,8 +37,8 @@ use report::Report;
 /// What the command was asked.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Args {
-    /// Manifests by name, weight files, folders, shapes (.toml, config.json, shape:NAME@DTYPE);
-    /// all manifests if none is given
+    /// Manifests by name; weight files, here or elsewhere (hub:, https://), of which only headers
+    /// are read; folders; shapes (.toml, config.json, shape:NAME@DTYPE); all manifests by default
     pub models: Vec<String>,
 
     /// Chips (l4), instance types (g6.xlarge), MIG slices (mig:1g.10gb@a100-80) or cpu to choose
@@ -148,6 +150,10 @@ pub struct Args {
     /// Components of the overlay, beside keda-prometheus and spot's: karpenter, gke, ...
     #[arg(long = "component", value_name = "NAME")]
     pub components: Vec<String>,
+
+    /// Image of the overlay, as REGISTRY/sconce:TAG or REGISTRY/sconce@sha256:DIGEST
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
 }
 
 /// Why there is no plan.
@@ -225,9 +231,19 @@ pub fn run(config: &Config, args: &Args, out: &mut dyn Write) -> Result<(), Plan
     }
     let overlay = args.output == "kustomize";
     let Some(groups) = choose::group(&wanted, &devices, &terms, args.together || overlay) else {
-        return Err(nothing_fits(&wanted, &devices, &table, &terms));
+        return Err(unfit::explain(&wanted, &devices, &table, &terms));
     };
     let mut report = Report::of(&wanted, groups, &devices, &terms, notes);
+    if loads.iter().all(|load| load.rps == 0.0) {
+        report.notes.push(
+            "no load is known, so one replica and thresholds by memory alone: --load \
+             MODEL:rps=1,prompt=500,output=200,latency=10 plans for an objective"
+                .into(),
+        );
+    }
+    if args.devices.is_empty() {
+        report.add_slices(&wanted, &table.all_slices(), &terms);
+    }
     if let Some(url) = &args.from {
         let target = Target::parse("--from", url)?;
         let watched = probe::wait(compare::watch(&target, args.watch.min(3600)))?;
@@ -278,6 +294,7 @@ fn write_overlay(
     let site = kustomize::Site {
         base: &args.base,
         components: &args.components,
+        image: args.image.as_deref(),
         command: &command::line(args),
         spot: args.spot,
         devices,
@@ -326,75 +343,4 @@ fn terms(args: &Args, assumed: devices::Assumptions) -> Result<Terms, PlanError>
         },
         spot: args.spot,
     })
-}
-
-/// What is short, by how much, what does fit together, and the cheapest device that holds a model
-/// which fits on none of `devices`.
-fn nothing_fits(
-    wanted: &[Wanted<'_>],
-    devices: &[Device],
-    table: &Table,
-    terms: &Terms,
-) -> PlanError {
-    let everything = known_devices(table);
-    let mut lines = vec!["no plan".to_owned()];
-    for (index, one) in wanted.iter().enumerate() {
-        let tries: Vec<_> =
-            devices.iter().map(|it| (it, choose::place(wanted, &[index], it, terms))).collect();
-        if tries.iter().any(|(_, tried)| tried.is_ok()) {
-            continue;
-        }
-        let name = &one.model.name;
-        for (device, tried) in &tries {
-            let Err(unfit) = tried else { continue };
-            lines.push(format!("{name} on {}: {}", device.label(), why(unfit)));
-        }
-        let nearest = choose::cheapest(wanted, &[index], &everything, terms);
-        lines.push(match nearest {
-            Some(it) => format!("nearest that fits {name}: {} ({})", it.device.label(), money(&it)),
-            None => format!(
-                "{name} fits on no single device that is known; it needs a smaller format \
-                 (shape:NAME@q4_0), or hardware described in a file of -f"
-            ),
-        });
-    }
-    if lines.len() == 1 {
-        // Each fits alone: it was all on one device that was asked for.
-        let all: Vec<usize> = (0..wanted.len()).collect();
-        for device in devices {
-            if let Err(unfit) = choose::place(wanted, &all, device, terms) {
-                lines.push(format!("all on {}: {}", device.label(), why(&unfit)));
-            }
-        }
-        if let Some(it) = choose::cheapest(wanted, &all, &everything, terms) {
-            lines.push(format!("nearest that fits all: {} ({})", it.device.label(), money(&it)));
-        }
-    } else if let [device, ..] = devices
-        && let Some(members) = choose::most_together(wanted, device, terms)
-    {
-        let names: Vec<&str> = members.iter().map(|it| wanted[*it].model.name.as_str()).collect();
-        lines.push(format!("these fit on {}: {}", device.label(), names.join(", ")));
-    }
-    PlanError::new(Fault::Fit, lines.join("\n  "))
-}
-
-fn why(unfit: &choose::Unfit) -> String {
-    match unfit {
-        choose::Unfit::Memory(short) => format!(
-            "needs {} at the least, {} of it can be used: {} short",
-            choose::gib(short.need),
-            choose::gib(short.limit),
-            choose::gib(short.need - short.limit)
-        ),
-        other => other.say(),
-    }
-}
-
-fn money(placed: &Placed) -> String {
-    format!("{:.0} USD a month", placed.on_demand)
-}
-
-/// Whole devices and slices of everything that is known.
-fn known_devices(table: &Table) -> Vec<Device> {
-    table.devices(&[], 1).unwrap_or_default().into_iter().chain(table.all_slices()).collect()
 }

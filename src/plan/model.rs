@@ -1,18 +1,17 @@
 //! What is to be planned for: manifests, weight files read by their headers only, and bare shapes.
-//! Knows nothing of devices. A new place for headers is a new way to make a [`Source`].
+//! Knows nothing of devices.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value as Json;
 
 use super::shape::Shape;
+use super::source::{Source, unreadable};
 use super::{Fault, PlanError};
 use crate::arch::{self, Description};
 use crate::config::Config;
-use crate::config::manifest::{Manifest, text as manifest_text};
+use crate::config::manifest::{Manifest, ManifestFile, text as manifest_text};
 use crate::config::values::nearest;
 use crate::engine::budget::{self, Wish};
 use crate::kernels::builder::Capacity;
@@ -23,8 +22,6 @@ use crate::store::safetensors::{self, DType};
 use crate::weights::packed_format;
 
 const SHAPES: &str = include_str!("shapes.toml");
-/// Configuration files larger than this are not configuration.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// A model to plan for.
 #[derive(Debug, Clone)]
@@ -68,14 +65,6 @@ pub(super) struct WeightBytes {
     pub(super) quantised: bool,
 }
 
-/// The start of a weight file, and how long the whole is. Whoever can give these two gives a plan:
-/// a file, or an answer to a request for the first bytes of something far away.
-pub(super) struct Source<'a> {
-    pub(super) name: &'a str,
-    pub(super) start: Box<dyn Read + 'a>,
-    pub(super) bytes: u64,
-}
-
 /// One tensor, whatever the file.
 struct Tensor {
     name: String,
@@ -91,25 +80,18 @@ enum WeightHeader {
     Safetensors(Vec<Tensor>),
 }
 
-impl Source<'_> {
-    fn open(path: &Path) -> Result<(String, File, u64), PlanError> {
-        let name = path.display().to_string();
-        let fail = |error: std::io::Error| PlanError::new(Fault::Input, format!("{name}: {error}"));
-        let file = File::open(path).map_err(fail)?;
-        let bytes = file.metadata().map_err(fail)?.len();
-        Ok((name, file, bytes))
-    }
-
-    fn header(self) -> Result<WeightHeader, PlanError> {
-        let wrong = |what: String| PlanError::new(Fault::Data, format!("{}: {what}", self.name));
-        let start = std::io::BufReader::with_capacity(1 << 16, self.start);
-        if self.name.ends_with(".gguf") {
+impl WeightHeader {
+    fn read(source: Source) -> Result<Self, PlanError> {
+        let wrong = |what: String| PlanError::new(Fault::Data, format!("{}: {what}", source.name));
+        let gguf = source.is_gguf();
+        let start = std::io::BufReader::with_capacity(1 << 16, source.start);
+        if gguf {
             let header =
-                gguf::parse(start, self.bytes).map_err(|error| wrong(error.to_string()))?;
-            return Ok(WeightHeader::Gguf(Box::new(header)));
+                gguf::parse(start, source.bytes).map_err(|error| wrong(error.to_string()))?;
+            return Ok(Self::Gguf(Box::new(header)));
         }
         let table =
-            safetensors::parse(start, self.bytes).map_err(|error| wrong(error.to_string()))?;
+            safetensors::parse(start, source.bytes).map_err(|error| wrong(error.to_string()))?;
         let tensors = table.into_values().map(|tensor| {
             let kind = match &tensor.dtype {
                 DType::F32 => GgmlType::F32,
@@ -125,7 +107,7 @@ impl Source<'_> {
             Ok(Some(Tensor::new(tensor.name, &tensor.shape, kind, tensor.bytes)))
         });
         let tensors: Result<Vec<_>, _> = tensors.filter_map(Result::transpose).collect();
-        Ok(WeightHeader::Safetensors(tensors?))
+        Ok(Self::Safetensors(tensors?))
     }
 }
 
@@ -191,8 +173,8 @@ impl WeightBytes {
         let bytes = |params: u64| params.div_ceil(elements) * block_bytes;
         let parameters = shape.parameters();
         let params = parameters.total(shape.tied);
-        // Sixteen outputs of 64 inputs: a whole number of panels in every form.
-        let sample = packed_format(kind).bytes(16, 64) as f64 / 1024.0;
+        // Sixteen outputs of 256 inputs: a whole number of panels and blocks in every form.
+        let sample = packed_format(kind).bytes(16, 256) as f64 / 4096.0;
         Self {
             params,
             layer_params: parameters.layers,
@@ -244,6 +226,9 @@ impl Model {
         if let Some(manifest) = config.manifests.iter().find(called) {
             return Self::from_manifest(config, manifest);
         }
+        if name.starts_with("hub:") || name.starts_with("https://") {
+            return Self::from_address(config, name);
+        }
         let path = Path::new(name);
         if path.exists() {
             return Self::from_path(path, dtype);
@@ -262,24 +247,16 @@ impl Model {
     }
 
     fn from_manifest(config: &Config, manifest: &Manifest) -> Result<Self, PlanError> {
-        let files = present(manifest, &config.models);
-        let weight = |name: &String| name.ends_with(".gguf") || name.ends_with(".safetensors");
-        let wanted = manifest.files.iter().filter(|file| weight(&file.file));
-        let mut paths = Vec::new();
-        for file in wanted {
-            paths.push(files.path(&file.file).cloned().ok_or_else(|| {
-                let name = &manifest.name;
-                let message = format!(
-                    "{name}: {} is not on this machine, so its header cannot be read: run sconce \
-                     pull {name}, or plan with a shape",
-                    file.file
-                );
-                PlanError::new(Fault::Input, message)
-            })?);
-        }
-        let config_json = files.path("config.json");
-        let mut model =
-            Self::from_files(&manifest.name, &paths, config_json.map(PathBuf::as_path))?;
+        let here = present(manifest, &config.models);
+        let open = |file| Source::of_manifest(&manifest.name, file, &here, &config.models);
+        let weight = |file: &&ManifestFile| {
+            file.file.ends_with(".gguf") || file.file.ends_with(".safetensors")
+        };
+        let weights: Vec<Source> =
+            manifest.files.iter().filter(weight).map(open).collect::<Result<_, _>>()?;
+        let settings = manifest.files.iter().find(|file| file.file == "config.json");
+        let settings = settings.map(open).transpose()?;
+        let mut model = Self::from_sources(&manifest.name, weights, settings)?;
         model.context = manifest.limits.context;
         model.seats = manifest.limits.seats;
         model.latency_seconds = manifest.objective.latency_seconds;
@@ -301,15 +278,20 @@ impl Model {
                 }
             }
             weights.sort();
-            let config = path.join("config.json");
-            if weights.is_empty() && config.exists() {
-                return Self::from_shape_json(&name, &read_config(&config)?, dtype);
-            }
-            return Self::from_files(&name, &weights, Some(config.as_path()));
+            let config = Source::beside(&path.join("config.json"))?;
+            return match config {
+                Some(config) if weights.is_empty() => {
+                    Self::from_shape_json(&name, &config.json()?, dtype)
+                }
+                config => {
+                    let weights = weights.iter().map(|path| Source::file(path));
+                    Self::from_sources(&name, weights.collect::<Result<_, _>>()?, config)
+                }
+            };
         }
         match ending.as_deref() {
             Some("toml") => {
-                let text = read_small(path)?;
+                let text = Source::file(path)?.text()?;
                 let shape: Json = toml::from_str(&text).map_err(|error| {
                     let message = format!("{}: {}", path.display(), error.message());
                     PlanError::new(Fault::Data, message)
@@ -319,22 +301,24 @@ impl Model {
             Some("json") => {
                 let folder = path.parent().and_then(Path::file_name);
                 let name = folder.map_or(stem, |folder| folder.to_string_lossy().into_owned());
-                Self::from_shape_json(&name, &read_config(path)?, dtype)
+                Self::from_shape_json(&name, &Source::file(path)?.json()?, dtype)
             }
             _ => {
-                let config = path.with_file_name("config.json");
-                Self::from_files(&stem, &[path.to_owned()], Some(config.as_path()))
+                let config = Source::beside(&path.with_file_name("config.json"))?;
+                Self::from_sources(&stem, vec![Source::file(path)?], config)
             }
         }
     }
 
-    fn from_files(name: &str, paths: &[PathBuf], config: Option<&Path>) -> Result<Self, PlanError> {
+    fn from_sources(
+        name: &str,
+        weights: Vec<Source>,
+        config: Option<Source>,
+    ) -> Result<Self, PlanError> {
         let fail = |what: String| PlanError::new(Fault::Data, format!("{name}: {what}"));
         let mut tensors = Vec::new();
-        for path in paths {
-            let (file_name, file, bytes) = Source::open(path)?;
-            let source = Source { name: &file_name, start: Box::new(file), bytes };
-            match source.header()? {
+        for source in weights {
+            match WeightHeader::read(source)? {
                 WeightHeader::Gguf(header) => return Self::from_gguf(name, *header).map_err(fail),
                 WeightHeader::Safetensors(found) => tensors.extend(found),
             }
@@ -342,15 +326,26 @@ impl Model {
         if tensors.is_empty() {
             return Err(fail("no weights: a .gguf or .safetensors file is needed".into()));
         }
-        let Some(config) = config.filter(|path| path.exists()) else {
+        let Some(config) = config else {
             return Err(fail("safetensors need config.json beside them".into()));
         };
-        let config = read_config(config)?;
+        let config = config.json()?;
         let shape = Shape::from_config(&config).map_err(&fail)?;
         let description = Description::Json { config: &config, pooling: None, modules: None };
         let refused = arch::outline(&description).err().map(|error| error.to_string());
         let weights = WeightBytes::of_tensors(&tensors, shape.tied);
         Ok(Self { refused, ..Self::new(name, "header", shape, weights) })
+    }
+
+    /// A weight file elsewhere, by its address alone.
+    fn from_address(config: &Config, address: &str) -> Result<Self, PlanError> {
+        let weights = Source::at(address, &config.models)?;
+        let name = weights.stem().to_owned();
+        let settings = match weights.is_gguf() {
+            true => None,
+            false => Some(Source::at(&sibling(address, "config.json"), &config.models)?),
+        };
+        Self::from_sources(&name, vec![weights], settings)
     }
 
     fn from_gguf(name: &str, header: Header) -> Result<Self, String> {
@@ -420,6 +415,12 @@ impl Model {
         }
     }
 
+    /// The same model with its weights in another format; none where that is not smaller.
+    pub(super) fn in_format(&self, name: &str) -> Option<Self> {
+        let weights = WeightBytes::of_shape(&self.shape, kind_of(name)?);
+        (weights.total < self.weights.total).then(|| Self { weights, ..self.clone() })
+    }
+
     /// What the engine would size its workspace for.
     pub(super) fn capacity(&self, context: u32) -> Capacity {
         let wish = Wish {
@@ -470,22 +471,9 @@ fn built_in_names() -> Vec<String> {
     built_in().into_iter().filter_map(name).collect()
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> PlanError {
-    PlanError::new(Fault::Input, format!("{}: {error}", path.display()))
-}
-
-fn read_small(path: &Path) -> Result<String, PlanError> {
-    let bytes = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?.len();
-    if bytes > CONFIG_BYTES_MAX {
-        let path = path.display();
-        let message = format!("{path}: {bytes} bytes, at most {CONFIG_BYTES_MAX} are read");
-        return Err(PlanError::new(Fault::Data, message));
-    }
-    std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))
-}
-
-fn read_config(path: &Path) -> Result<Json, PlanError> {
-    serde_json::from_str(&read_small(path)?).map_err(|error| {
-        PlanError::new(Fault::Data, format!("{}: not JSON: {error}", path.display()))
-    })
+/// The address of another file in the same folder.
+fn sibling(address: &str, file: &str) -> String {
+    let address = address.split(['?', '#']).next().unwrap_or(address);
+    let folder = address.rsplit_once('/').map_or(address, |(folder, _)| folder);
+    format!("{folder}/{file}")
 }

@@ -136,11 +136,15 @@ impl Pod {
             kv_bytes: fit.kv,
             device_share: device.share,
             grace_seconds: by_hand.grace_seconds.unwrap_or_else(|| grace(longest(point))),
-            queue_threshold: queue_threshold(wanted, point),
+            queue_threshold: match by_hand.concurrency {
+                // What was measured counts those that wait, and the other threshold takes the rest.
+                Some(measured) => ((measured * 0.25) as u32).max(1),
+                None => queue_threshold(wanted, point),
+            },
             in_flight_threshold: (concurrency * 0.75 * 10.0).floor().max(10.0) / 10.0,
             concurrency,
             thresholds,
-            replicas_max: by_hand.replicas_max.unwrap_or((replicas * 2).max(replicas + 1)),
+            replicas_max: by_hand.replicas_max.unwrap_or(replicas * 2),
             cold_start: ColdStart::of(wanted, fit, device, room),
         }
     }

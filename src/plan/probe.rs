@@ -93,7 +93,8 @@ impl Target {
         let fail = |what: String| PlanError::new(Fault::Unavailable, what);
         let (status, body) = answer.map_err(fail)?;
         if status != 200 {
-            return Err(fail(format!("{}{path}: status {status}", self.authority)));
+            let hint = if status == 404 { " (is this the admin port?)" } else { "" };
+            return Err(fail(format!("{}{path}: status {status}{hint}", self.authority)));
         }
         Ok(String::from_utf8_lossy(&body).into_owned())
     }

@@ -128,7 +128,7 @@ impl Report {
         }
         let totals = Totals::of(wanted, &groups, devices, terms);
         let kinds: std::collections::BTreeSet<&str> =
-            groups.iter().map(|group| group.device.name.as_str()).collect();
+            groups.iter().map(|group| group.device.rented()).collect();
         let kinds: Vec<&str> = kinds.into_iter().collect();
         let headline = totals.headline(wanted.len(), &kinds.join(" + "), terms.spot);
         Self {
@@ -143,6 +143,12 @@ impl Report {
             notes,
             assumptions: terms.room.assumed.clone(),
         }
+    }
+
+    /// Also shows what the models would be like together on `slices`.
+    pub(super) fn add_slices(&mut self, wanted: &[Wanted<'_>], slices: &[Device], terms: &Terms) {
+        self.together.extend(candidates(wanted, slices, terms));
+        sort(&mut self.together);
     }
 
     pub(super) fn to_json(&self) -> String {
@@ -257,7 +263,12 @@ fn candidates(wanted: &[Wanted<'_>], devices: &[Device], terms: &Terms) -> Vec<C
         }
     };
     let mut found: Vec<Candidate> = devices.iter().map(one).collect();
-    let cost = |it: &Candidate| it.usd_per_month.unwrap_or(f64::INFINITY);
-    found.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
+    sort(&mut found);
     found
+}
+
+/// The cheapest first, what does not fit last.
+fn sort(candidates: &mut [Candidate]) {
+    let cost = |it: &Candidate| it.usd_per_month.unwrap_or(f64::INFINITY);
+    candidates.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
 }

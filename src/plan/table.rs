@@ -4,6 +4,9 @@ use std::fmt::Write;
 
 use super::report::{Group, Report};
 
+/// Most devices in the list of those that would do.
+const LISTED_MAX: usize = 12;
+
 /// Rows of cells; the first row is the head. Columns but the first are aligned to the right,
 /// unless a cell is long.
 struct Grid {
@@ -93,29 +96,44 @@ fn section(group: &Group, text: &mut String) {
 
 fn memory(group: &Group, text: &mut String) {
     let memory = &group.memory;
-    let cpu = group.pod.resource.is_none();
     let mut grid = Grid::new(1, &["memory", "bytes", ""]);
     for (model, part) in group.models.iter().zip(&memory.parts) {
         grid.row(vec![format!("weights {model}"), bytes(part.weights)]);
     }
     let kv = format!("of it {} guaranteed", bytes(memory.kv_guaranteed));
-    let process = if cpu { "the process" } else { "CUDA context" };
-    let headroom = if cpu { "30 % of the request" } else { "headroom" };
-    let rows = [
-        ("workspace", memory.workspace, "the largest model's"),
-        ("KV cache", memory.kv, kv.as_str()),
-        ("not given to anything", memory.spare, ""),
-        ("= device.memory_limit", memory.limit, ""),
-        (process, memory.process, "once, not for each model"),
-        (headroom, memory.headroom, ""),
-        ("= usable", memory.usable, ""),
-    ];
+    let rows = match group.pod.resource {
+        Some(_) => vec![
+            ("workspace", memory.workspace, "the largest model's"),
+            ("KV cache", memory.kv, kv.as_str()),
+            ("not given to anything", memory.spare, ""),
+            ("= device.memory_limit", memory.limit, ""),
+            ("CUDA context", memory.process, "once, not for each model"),
+            ("headroom", memory.headroom, ""),
+            ("= usable", memory.usable, ""),
+        ],
+        None => host_rows(group, &kv),
+    };
     for (name, value, note) in rows {
         if value > 0 || name.starts_with('=') {
             grid.row(vec![name.into(), bytes(value), note.into()]);
         }
     }
     grid.print(text);
+}
+
+/// On a CPU the models' memory is the pod's: it asks for what they need, not for the node.
+fn host_rows<'a>(group: &Group, kv: &'a str) -> Vec<(&'static str, u64, &'a str)> {
+    let (memory, pod) = (&group.memory, &group.pod);
+    let ledger = memory.weights + memory.workspace + memory.kv;
+    vec![
+        ("workspace", memory.workspace, "the largest model's"),
+        ("KV cache", memory.kv, kv),
+        ("= device.memory_limit", ledger, ""),
+        ("the process", pod.memory_need.saturating_sub(ledger), "once, not for each model"),
+        ("30 %", pod.memory.saturating_sub(pod.memory_need), ""),
+        ("= the pod's request", pod.memory, ""),
+        ("left on the node", memory.usable.saturating_sub(pod.memory), ""),
+    ]
 }
 
 fn speed(group: &Group, text: &mut String) {
@@ -146,8 +164,10 @@ fn pod(group: &Group, text: &mut String) {
     let mut row = |name: &str, value: String, note: String| {
         grid.row(vec![name.into(), value, note]);
     };
-    let gpu = pod.resource.clone().unwrap_or_else(|| "none".into());
-    row("GPU", gpu, "request = limit, 1".into());
+    match &pod.resource {
+        Some(resource) => row("GPU", resource.clone(), "request = limit, 1".into()),
+        None => row("GPU", "none".into(), "the node's processors compute".into()),
+    }
     row("CPU", format!("{}m", pod.cpu_m), "request, no limit".into());
     row(
         "memory",
@@ -202,9 +222,14 @@ fn together(report: &Report, text: &mut String) {
     text.push_str("All models together\n");
     let head = ["device", "instance", "KV cache", "replicas", "USD a month", "on spot"];
     let mut grid = Grid::new(2, &head);
+    // One line for each kind: its machines differ little.
+    let mut small: Vec<(&str, String)> = Vec::new();
+    let mut fits = 0;
     for it in &report.together {
         let usd = |cost: Option<f64>| cost.map_or_else(|| "-".into(), |cost| format!("{cost:.0}"));
+        fits += usize::from(it.why_not.is_none());
         match &it.why_not {
+            None if fits > LISTED_MAX => {}
             None => grid.row(vec![
                 it.device.clone(),
                 it.instance.clone(),
@@ -213,10 +238,18 @@ fn together(report: &Report, text: &mut String) {
                 usd(it.usd_per_month),
                 usd(it.spot_usd_per_month),
             ]),
-            Some(why) => grid.row(vec![it.device.clone(), format!("{}: {why}", it.instance)]),
+            Some(why) if !small.iter().any(|(device, _)| *device == it.device) => {
+                small.push((it.device.as_str(), format!("{} ({}): {why}", it.device, it.instance)));
+            }
+            Some(_) => {}
         }
     }
     grid.print(text);
+    if fits > LISTED_MAX {
+        let _ = writeln!(text, "  and {} more for more money (-o json)", fits - LISTED_MAX);
+    }
+    let small: Vec<String> = small.into_iter().map(|(_, line)| line).collect();
+    list("Not on", &small, text);
 }
 
 fn observed(report: &Report, text: &mut String) {

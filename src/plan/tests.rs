@@ -97,6 +97,16 @@ fn formats_take_the_bits_they_take() {
     assert_eq!(bytes("q4_0"), 8_030_261_248_u64.div_ceil(32) * 18);
 }
 
+/// A CPU packs weights in another form, never in a much smaller one.
+#[test]
+fn every_format_takes_memory_on_a_cpu() {
+    for dtype in ["f32", "bf16", "q8_0", "q6_k", "q5_k", "q5_0", "q4_k", "q4_0", "q4_1"] {
+        let weights = models(&[&format!("shape:llama-3.2-1b@{dtype}")]).remove(0).weights;
+        let ratio = weights.cpu as f64 / weights.total as f64;
+        assert!((0.9..2.5).contains(&ratio), "{dtype}: {ratio}");
+    }
+}
+
 #[test]
 fn slices_have_the_memory_that_they_really_have() {
     let slice = device("mig:1g.10gb@a100-80");
@@ -266,7 +276,11 @@ fn the_usual_mistakes_are_named() {
 #[test]
 fn what_cannot_be_planned_says_why() {
     let cases: [(&[&str], u8, &[&str]); 10] = [
-        (&["shape:llama-3.1-70b"], 2, &["GiB short", "fits on no single device"]),
+        (
+            &["shape:llama-3.1-70b"],
+            2,
+            &["7.80 GiB short", "fits on no single device", "as q8_0 (69.82 GiB) on h200"],
+        ),
         (
             &[TRIO[0], TRIO[1], "--device", "mig:1g.10gb@a100-80"],
             2,

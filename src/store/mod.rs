@@ -11,6 +11,7 @@ mod remote;
 mod stamp;
 mod leftovers;
 pub mod fetch;
+pub mod peek;
 
 use std::path::PathBuf;
 

@@ -123,6 +123,35 @@ impl Client {
         }
     }
 
+    /// The file at `address` from its beginning, as it is read, and how many bytes it has. Whoever
+    /// has read enough drops it, and with it the connection.
+    ///
+    /// # Errors
+    /// What the server said, or that it does not say a size.
+    pub(super) fn open(&self, address: &Address) -> Result<(impl Read + use<>, u64), Failure> {
+        let response = self.request(address).call().map_err(unreachable);
+        let response = response.and_then(|response| match response.status() {
+            StatusCode::OK => Ok(response),
+            status => Err(refusal(status, &response)),
+        });
+        let response = response.map_err(|broken| match broken {
+            Broken::Retry(reason, _) => Failure::Absent(reason),
+            Broken::Final(failure) => failure,
+        })?;
+        let Some(bytes) = promised(&response) else {
+            return Err(Failure::Absent("it does not say how many bytes it has".into()));
+        };
+        Ok((response.into_body().into_with_config().limit(bytes).reader(), bytes))
+    }
+
+    fn request(&self, address: &Address) -> ureq::RequestBuilder<ureq::typestate::WithoutBody> {
+        let request = self.agent.get(&address.url);
+        match &address.bearer {
+            Some(bearer) => request.header(header::AUTHORIZATION, format!("Bearer {bearer}")),
+            None => request,
+        }
+    }
+
     fn attempt(
         &self,
         address: &Address,
@@ -134,12 +163,9 @@ impl Client {
         if there > bytes {
             there = 0;
         }
-        let mut request = self.agent.get(&address.url);
+        let mut request = self.request(address);
         if there > 0 {
             request = request.header(header::RANGE, format!("bytes={there}-"));
-        }
-        if let Some(bearer) = &address.bearer {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
         }
         let response = request.call().map_err(unreachable)?;
         let from = match response.status() {
@@ -152,9 +178,9 @@ impl Client {
             }
             status => return Err(refusal(status, &response)),
         };
-        let promised = response.headers().get(header::CONTENT_LENGTH);
-        let promised = promised.and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
-        if let Some(found) = promised.map(|rest| from + rest).filter(|found| *found != bytes) {
+        if let Some(found) =
+            promised(&response).map(|rest| from + rest).filter(|found| *found != bytes)
+        {
             let reason = format!("wrong size: expected {bytes} bytes, found {found}");
             return Err(Broken::Final(Failure::Wrong(reason)));
         }
@@ -197,6 +223,11 @@ fn receive(
         return Err(Broken::Retry(format!("interrupted, {left} bytes before the end"), None));
     }
     output.sync_all().map_err(writing)
+}
+
+/// Bytes that are to come.
+fn promised(response: &Response<Body>) -> Option<u64> {
+    response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A status that brings no file.

@@ -59,6 +59,11 @@ impl Hpa {
         }
     }
 
+    /// What it would have, before windows and policies, at its last decision.
+    pub(crate) fn last_wish(&self) -> u32 {
+        self.recommended.last().map_or(self.min, |(_, wish)| *wish)
+    }
+
     /// Seconds that a wish for more pods is remembered.
     pub(crate) fn down_window(&self) -> f64 {
         self.down.window
@@ -115,6 +120,42 @@ impl Hpa {
     }
 }
 
+/// KEDA's own part: whether there is work at all. The horizontal autoscaler never says zero.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    /// Of each metric; more than this is work.
+    thresholds: Vec<f64>,
+    /// Seconds without work before the last pod goes, where the minimum is zero.
+    cooldown: f64,
+    seen: Option<f64>,
+}
+
+impl Activity {
+    /// Of a ScaledObject, whatever its minimum. `speed`: how many of its seconds pass in one.
+    pub(crate) fn new(scaled_object: &Value, speed: f64) -> Self {
+        let spec = &scaled_object["spec"];
+        let threshold = |trigger: &Value| {
+            let metadata = &trigger["metadata"];
+            let text = ["activationThreshold", "activationTargetValue"].map(|key| &metadata[key]);
+            let text = text.into_iter().find_map(Value::as_str).unwrap();
+            text.parse().unwrap()
+        };
+        Self {
+            thresholds: spec["triggers"].as_array().unwrap().iter().map(threshold).collect(),
+            cooldown: spec["cooldownPeriod"].as_f64().unwrap_or(300.0) / speed,
+            seen: None,
+        }
+    }
+
+    /// Whether it would let the last pod go at `now`.
+    pub(crate) fn asks_for_none(&mut self, now: f64, values: &[f64]) -> bool {
+        if values.iter().zip(&self.thresholds).any(|(value, threshold)| value > threshold) {
+            self.seen = Some(now);
+        }
+        now - *self.seen.get_or_insert(now) > self.cooldown
+    }
+}
+
 /// Pods that one metric asks for.
 fn wish(current: u32, (value, threshold): Metric) -> u32 {
     let ratio = value / (threshold * f64::from(current.max(1)));
@@ -128,6 +169,16 @@ fn wish(current: u32, (value, threshold): Metric) -> u32 {
 mod tests {
     use super::*;
     use crate::k8s_tools::{one, rendered};
+
+    #[test]
+    fn the_last_pod_goes_after_the_cooldown_only() {
+        let objects = &rendered()["components/keda-metrics-api"];
+        let mut activity = Activity::new(one(objects, "ScaledObject", "sconce"), 1.0);
+        assert!(!activity.asks_for_none(0.0, &[0.0, 1.0]));
+        assert!(!activity.asks_for_none(300.0, &[0.0, 0.0]));
+        assert!(activity.asks_for_none(301.0, &[0.0, 0.0]));
+        assert!(!activity.asks_for_none(302.0, &[1.0, 0.0]));
+    }
 
     fn hpa() -> Hpa {
         let objects = &rendered()["components/keda-prometheus"];

@@ -15,16 +15,21 @@ use crate::server::{Server, get};
 
 const MIB: u64 = 1 << 20;
 
-/// Allocatable cores (thousandths) and MiB of the smallest instance types that a pool may give, as
-/// their providers publish them (2026-11), and what DaemonSets take of them.
-const NODES: [(&str, u64, u64); 5] = [
+/// Allocatable cores (thousandths) and MiB of instance types, as their providers publish them
+/// (2026-11): first the smallest that a pool may give, then those that plans name.
+const NODES: [(&str, u64, u64); 8] = [
     ("g4dn.xlarge", 3920, 14481),
     ("g5.xlarge", 3920, 14162),
     ("g6.xlarge", 3920, 14162),
     ("g2-standard-4", 3920, 13000),
     ("Standard_NC4as_T4_v3", 3860, 23000),
+    ("g6.2xlarge", 7910, 29317),
+    ("c7i.xlarge", 3920, 6584),
+    ("p4de.24xlarge", 95690, 1_082_712),
 ];
+/// What DaemonSets take of them: cores, MiB. A plan says its own (`--daemonset-cpu`).
 const DAEMON_SETS: (u64, u64) = (500, 1024);
+const DAEMON_SETS_PLANNED: (u64, u64) = (200, 512);
 
 /// Settings that are fixed by name and not served yet; shrinks to nothing.
 const PROMISED_SETTINGS: &[&str] = &[];
@@ -274,6 +279,42 @@ fn ports_and_paths_are_the_servers() {
     assert!(asked > 60);
 }
 
+/// What every pod must say, wherever it is deployed: a path and its value.
+#[test]
+fn pods_are_hardened_and_probed() {
+    let expected = [
+        ("/enableServiceLinks", Value::from(false)),
+        ("/automountServiceAccountToken", false.into()),
+        ("/securityContext/runAsNonRoot", true.into()),
+        ("/securityContext/seccompProfile/type", "RuntimeDefault".into()),
+        ("/containers/0/securityContext/readOnlyRootFilesystem", true.into()),
+        ("/containers/0/securityContext/allowPrivilegeEscalation", false.into()),
+        ("/containers/0/terminationMessagePath", "/dev/termination-log".into()),
+        ("/containers/0/startupProbe/httpGet/path", "/livez".into()),
+        ("/containers/0/livenessProbe/httpGet/path", "/livez".into()),
+        ("/containers/0/readinessProbe/httpGet/path", "/readyz".into()),
+        ("/containers/0/readinessProbe/periodSeconds", 2.into()),
+        ("/containers/0/readinessProbe/failureThreshold", 2.into()),
+        ("/topologySpreadConstraints/0/topologyKey", "kubernetes.io/hostname".into()),
+    ];
+    for pod in pods() {
+        for (path, value) in &expected {
+            assert_eq!(pod.spec.pointer(path), Some(value), "{}: {path}", pod.place);
+        }
+        for budget in all(&rendered()[pod.place], "PodDisruptionBudget") {
+            assert_eq!(budget["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
+        }
+        for deployment in all(&rendered()[pod.place], "Deployment") {
+            // Only where nodes come on demand is there a GPU for a pod more; processors are there.
+            let surge = deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 1;
+            let pool = pod.spec["nodeSelector"]["sconce/pool"].is_string();
+            let gpu = pod.resource("limits", "nvidia.com/gpu").is_some();
+            assert!(!surge || pool || !gpu, "{}: waits for a GPU", pod.place);
+            assert!(surge || !pool, "{}: no pod more", pod.place);
+        }
+    }
+}
+
 #[test]
 fn selectors_find_the_pods() {
     for (place, objects) in rendered() {
@@ -303,18 +344,46 @@ fn selectors_find_the_pods() {
     }
 }
 
+/// The instance types that a pod is bound to; none where any of its pool will do.
+fn instance_types<'a>(pod: &Pod<'a>) -> Vec<&'a str> {
+    const LABEL: &str = "node.kubernetes.io/instance-type";
+    let affinity = &pod.spec["affinity"]["nodeAffinity"];
+    let terms = &affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
+    let expressions = terms[0]["matchExpressions"].as_array().into_iter().flatten();
+    let values = expressions.filter(|expression| expression["key"] == LABEL);
+    let values = values.flat_map(|expression| expression["values"].as_array().unwrap());
+    values.chain(pod.spec["nodeSelector"].get(LABEL)).map(|name| name.as_str().unwrap()).collect()
+}
+
+/// How many such pods a node of that type is for.
+fn beside(pod: &Pod<'_>, node: &str) -> u64 {
+    let gpus = if node.starts_with("p4") { 8 } else { 1 };
+    let limits = pod.container()["resources"]["limits"].as_object().unwrap();
+    let slices = if limits.contains_key("nvidia.com/mig-1g.10gb") { 7 } else { 1 };
+    let sliced = pod.spec["nodeSelector"].get("nvidia.com/gpu.sharing-strategy").is_some();
+    let turns = if sliced && pod.place.starts_with("overlays/plan-") { 4 } else { 1 };
+    gpus * slices * turns
+}
+
 #[test]
 fn pods_fit_their_nodes() {
     for pod in pods() {
         let memory = pod.resource("requests", "memory").unwrap();
         assert_eq!(pod.resource("limits", "memory"), Some(memory), "{}", pod.place);
         assert!(pod.resource("limits", "cpu").is_none(), "{}: throttled", pod.place);
-        // A plan names its own machine, and its own tests fit the pod to it.
-        let planned = pod.place.starts_with("overlays/plan-");
-        for (name, millis, mib) in NODES.into_iter().filter(|_| !planned) {
-            let (cpu, room) = (millis - DAEMON_SETS.0, (mib - DAEMON_SETS.1) * MIB);
-            assert!(cores(&pod) <= cpu, "{}: cores of {name}", pod.place);
-            assert!(memory <= room, "{}: memory of {name}", pod.place);
+        let named = instance_types(&pod);
+        let taken = if named.is_empty() { DAEMON_SETS } else { DAEMON_SETS_PLANNED };
+        let known = |name: &&str| NODES.iter().any(|node| node.0 == *name);
+        assert!(named.iter().all(known), "{}: {named:?}", pod.place);
+        let meant = |name: &str| match named.is_empty() {
+            true => NODES.iter().take(5).any(|node| node.0 == name),
+            false => named.contains(&name),
+        };
+        for (name, millis, mib) in NODES.into_iter().filter(|(name, ..)| meant(name)) {
+            let beside = if named.is_empty() { 1 } else { beside(&pod, name) };
+            let (cpu, room) = (millis - taken.0, (mib - taken.1) * MIB);
+            assert!(cores(&pod) * beside <= cpu, "{}: cores of {name}", pod.place);
+            assert!(memory * beside <= room, "{}: memory of {name}", pod.place);
         }
         let storage = pod.resource("requests", "ephemeral-storage").unwrap();
         assert_eq!(pod.resource("limits", "ephemeral-storage"), Some(storage));

@@ -26,11 +26,11 @@ const OTHERS: [(&str, &[&str]); 9] = [
 const TARGET: [&str; 3] = ["namespace", "job", "pod"];
 
 /// A query and where it stands.
-struct Query {
-    place: String,
-    text: String,
+pub(crate) struct Query {
+    pub(crate) place: String,
+    pub(crate) text: String,
     /// The name it is recorded under.
-    record: Option<String>,
+    pub(crate) record: Option<String>,
 }
 
 /// Labels of a metric, each with the values seen; no values where they are not known.
@@ -47,7 +47,8 @@ fn panels(dashboard: &Value) -> Vec<&Value> {
     panels.filter(|panel| panel["type"] != "row").collect()
 }
 
-fn queries() -> Vec<Query> {
+/// All queries of rules, panels, variables and scalers.
+pub(crate) fn queries() -> Vec<Query> {
     let mut found = Vec::new();
     let mut add = |place: String, text: &Value, record: Option<&str>| {
         let text = text.as_str().unwrap_or_else(|| panic!("{place}: no query"));
@@ -113,11 +114,17 @@ fn exported() -> BTreeMap<String, Labels> {
     found
 }
 
+/// Names of families that no server has yet.
+pub(crate) fn promised() -> impl Iterator<Item = &'static str> {
+    PROMISED.iter().map(|(name, _)| *name)
+}
+
 fn unvalued(labels: &[&str]) -> Labels {
     labels.iter().map(|label| ((*label).to_owned(), BTreeSet::new())).collect()
 }
 
-fn parse(queries: &[Query]) -> Vec<Value> {
+/// What each query names, or what is wrong with it.
+pub(crate) fn parse(queries: &[Query]) -> Vec<Value> {
     let asked: Vec<Value> =
         queries.iter().map(|query| json!({"name": query.place, "query": query.text})).collect();
     let answer = python("queries.py", &[] as &[&Path], &Value::from(asked).to_string());

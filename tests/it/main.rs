@@ -4,14 +4,16 @@
 
 mod api;
 mod autoscaling;
+mod callers;
 mod candle;
 mod checkpoint;
 mod cli;
 mod clients;
 mod connections;
 mod contract;
-mod decoders;
+mod dashboard;
 mod day;
+mod decoders;
 mod drain;
 mod encoder_api;
 mod encoders;
@@ -26,6 +28,7 @@ mod hpa;
 mod k8s_agreement;
 mod k8s_alerts;
 mod k8s_manifests;
+mod k8s_plans;
 mod k8s_queries;
 mod k8s_tools;
 mod logs;

@@ -6,8 +6,8 @@ use std::process::Command;
 
 use crate::server::Server;
 
-/// Every `$ curl …` of the README, continuation lines and all.
-fn commands() -> Vec<String> {
+/// Every `$ PROGRAM …` of the README, continuation lines and all.
+pub(crate) fn commands(program: &str) -> Vec<String> {
     let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = std::fs::read_to_string(readme).unwrap();
     let mut commands: Vec<String> = Vec::new();
@@ -24,14 +24,14 @@ fn commands() -> Vec<String> {
             }
         }
     }
-    commands.retain(|command| command.starts_with("curl "));
+    commands.retain(|command| command.starts_with(&format!("{program} ")));
     commands
 }
 
 #[test]
 fn every_command_of_the_readme_works() {
     let server = Server::start(&[]);
-    let commands = commands();
+    let commands = commands("curl");
     assert!(commands.len() >= 7, "{commands:?}");
     for command in commands {
         let here = command

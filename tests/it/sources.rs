@@ -206,6 +206,59 @@ fn a_model_that_is_here_is_described_from_its_header() {
 }
 
 #[test]
+fn a_plan_reads_headers_where_the_weights_are() {
+    let server = Https::start();
+    let folder = server.dir.path();
+    // 16 GB of zeros that nobody wants to transfer, and that take no room here.
+    let bytes = 16_000_000_000_u64;
+    let tensor = format!(r#"{{"dtype":"F32","shape":[4000,1000000],"data_offsets":[0,{bytes}]}}"#);
+    let header = format!(r#"{{"encoder.layer.0.w":{tensor}}}"#);
+    let whole = 8 + header.len() as u64 + bytes;
+    let mut file = std::fs::File::create(folder.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(whole).unwrap();
+    let config = "{\"model_type\":\"bert\",\"hidden_size\":384,\"intermediate_size\":1536,\
+                  \"num_hidden_layers\":6,\"num_attention_heads\":12,\"vocab_size\":30522,\
+                  \"max_position_embeddings\":512,\"type_vocab_size\":2}";
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    let manifests = folder.join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let address = format!("https://localhost:{}", server.port);
+    let entry = |name: &str, bytes: u64| {
+        format!(
+            "[[files]]\nfile = \"{name}\"\nsha256 = \"{ABC}\"\nbytes = {bytes}\nsources = \
+             [\"package:none==1/{name}\", \"{address}/{name}\"]\n"
+        )
+    };
+    let manifest = format!(
+        "name = \"far\"\ntask = \"embed\"\nlicense = \"MIT\"\n{}{}",
+        entry("model.safetensors", whole),
+        entry("config.json", config.len() as u64)
+    );
+    std::fs::write(manifests.join("far.toml"), manifest).unwrap();
+    let certificate = server.certificate();
+    let plan = |model: &str, offline: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sconce"));
+        command.args(["plan", model, "-o", "json"]).env("SCONCE_MODELS_DIR", &manifests);
+        command.env("SCONCE_CACHE_DIR", folder.join("cache")).env("SSL_CERT_FILE", &certificate);
+        command.env("SCONCE_OFFLINE", offline).current_dir(folder).output().unwrap()
+    };
+    for model in ["far".to_owned(), format!("{address}/model.safetensors")] {
+        let output = plan(&model, "false");
+        assert!(output.status.success(), "{}", told(&output));
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(plan["models"][0]["weight_bytes"], bytes, "{model}");
+    }
+    let output = plan("far", "true");
+    assert_eq!(output.status.code(), Some(66), "{}", told(&output));
+    assert!(told(&output).contains("models.offline"), "{}", told(&output));
+    let output = plan(&format!("{address}/none.gguf"), "false");
+    assert_eq!(output.status.code(), Some(69), "{}", told(&output));
+    assert!(told(&output).contains("404"), "{}", told(&output));
+}
+
+#[test]
 fn shells_and_man_know_the_commands() {
     for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["man"]] {
         let sconce = Command::new(env!("CARGO_BIN_EXE_sconce")).args(arguments).output().unwrap();
