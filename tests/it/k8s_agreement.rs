@@ -31,9 +31,6 @@ const NODES: [(&str, u64, u64); 8] = [
 const DAEMON_SETS: (u64, u64) = (500, 1024);
 const DAEMON_SETS_PLANNED: (u64, u64) = (200, 512);
 
-/// Settings that are fixed by name and not served yet; shrinks to nothing.
-const PROMISED_SETTINGS: &[&str] = &[];
-
 struct Pod<'a> {
     place: &'a str,
     spec: &'a Value,
@@ -178,19 +175,10 @@ fn configuration(objects: &[Value], pod: &Pod<'_>) -> Result<Config, String> {
 
 #[test]
 fn the_server_can_read_its_configuration() {
-    let mut promised: Vec<&str> = PROMISED_SETTINGS.to_vec();
     for pod in pods() {
         let objects = &rendered()[pod.place];
-        let config = match configuration(objects, &pod) {
-            Ok(config) => config,
-            Err(error) => {
-                let known = PROMISED_SETTINGS.iter().find(|key| error.contains(**key));
-                let key = known.unwrap_or_else(|| panic!("{}: {error}", pod.place));
-                assert!(error.contains("not served yet"), "{}: {error}", pod.place);
-                promised.retain(|other| other != key);
-                continue;
-            }
-        };
+        let config = configuration(objects, &pod);
+        let config = config.unwrap_or_else(|error| panic!("{}: {error}", pod.place));
         let warnings: Vec<_> = config.notes.iter().filter(|note| note.warning).collect();
         assert!(warnings.is_empty(), "{}: {warnings:?}", pod.place);
         assert!(!config.manifests.is_empty(), "{}", pod.place);
@@ -209,7 +197,6 @@ fn the_server_can_read_its_configuration() {
         }
         assert_eq!(config.cpu.threads, Some(cores(&pod).div_ceil(1000) as usize), "{}", pod.place);
     }
-    assert!(promised.is_empty(), "served by now, take them out of the list: {promised:?}");
 }
 
 #[test]

@@ -114,11 +114,6 @@ fn exported() -> BTreeMap<String, Labels> {
     found
 }
 
-/// Names of families that no server has yet.
-pub(crate) fn promised() -> impl Iterator<Item = &'static str> {
-    PROMISED.iter().map(|(name, _)| *name)
-}
-
 fn unvalued(labels: &[&str]) -> Labels {
     labels.iter().map(|label| ((*label).to_owned(), BTreeSet::new())).collect()
 }
