@@ -185,7 +185,7 @@ fn pull_models(config: &Config, wish: &pull::Wish) -> ExitCode {
 ///
 /// # Errors
 /// A collector of spans that cannot be used.
-fn start_logging(log: &Log) -> Result<impl Sized, String> {
+fn start_logging(log: &Log) -> Result<impl Sized + use<>, String> {
     let filter = EnvFilter::new(log.filter.as_deref().unwrap_or("info"));
     let logs = fmt::layer().with_writer(std::io::stderr);
     let logs = if log.is_json() {
