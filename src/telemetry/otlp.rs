@@ -3,7 +3,6 @@
 //! says, and nothing that was said in the request.
 
 use std::env;
-use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use opentelemetry::trace::{
@@ -47,6 +46,7 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 pub struct Exporter(SdkTracerProvider);
 
 /// The span of one request.
+#[derive(Debug)]
 pub(super) struct RequestSpan(tracing::Span);
 
 /// What the exporter posts with: the HTTP client that this program has anyway.
@@ -183,12 +183,6 @@ impl RequestSpan {
             (ModelTask::Generate, None) => part("prefill", waited, whole),
             _ => part("encode", waited, whole),
         }
-    }
-}
-
-impl fmt::Debug for RequestSpan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RequestSpan").field(&self.0.id()).finish()
     }
 }
 

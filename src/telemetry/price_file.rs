@@ -55,7 +55,6 @@ mod tests {
                 let lines = page.lines().filter(|line| line.starts_with(name));
                 lines.map(str::to_owned).collect::<Vec<_>>()
             };
-            // Names stand in one file; here it is enough that they are of prices and costs.
             let cost = value("sconce_cost_usd_total{");
             (value("sconce_device_price_usd_per_hour "), value("sconce_device_price_info{"), cost)
         };
