@@ -38,9 +38,6 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// Most headers of one request that are read at all.
 const HEADERS_READ_MAX: usize = 256;
 
-/// How long a new connection may say nothing: nobody's pool holds it yet.
-const FIRST_BYTE_MAX: Duration = Duration::from_secs(60);
-
 /// How long answers may still be written once the process has stopped.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -213,7 +210,7 @@ struct Timed<S> {
 
 impl<S: Stream> Timed<S> {
     fn new(stream: S, activity: Arc<Activity>, limits: Limits) -> Self {
-        let timer = Box::pin(tokio::time::sleep(limits.keep_alive.min(FIRST_BYTE_MAX)));
+        let timer = Box::pin(tokio::time::sleep(limits.first_byte_time));
         Self { stream, activity, was_busy: false, in_headers: false, limits, timer, stuck: None }
     }
 

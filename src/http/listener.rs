@@ -41,6 +41,8 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// A connection older than this (± 10 %) is closed after its answer.
     pub max_connection_age: Duration,
+    /// A new connection may say nothing for this long: nobody's pool holds it yet.
+    pub first_byte_time: Duration,
     /// From a request's first byte to the end of its headers.
     pub header_time: Duration,
     /// A client that takes nothing of its answer for this long is gone.
@@ -81,6 +83,7 @@ impl Limits {
             max_connections: server.max_connections,
             keep_alive: server.keep_alive,
             max_connection_age: server.max_connection_age,
+            first_byte_time: server.keep_alive.min(Duration::from_secs(60)),
             header_time: Duration::from_secs(10),
             write_time: server.write_timeout,
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::server::{Server, chat, get};
+use crate::server::{Server, SetOnDrop, chat, get};
 
 /// A running proxy; gone when dropped.
 struct Proxy {
@@ -139,11 +139,14 @@ fn nobody_notices(proxy: impl Fn(&Path, [&str; 2]) -> Proxy) {
         )
     };
     let failures = std::thread::scope(|scope| {
+        let end = SetOnDrop(&over);
         let clients: Vec<_> = (0..6)
             .map(|client| {
                 let (over, asked, base) = (&over, &asked, &base);
                 scope.spawn(move || {
-                    let config = ureq::Agent::config_builder().http_status_as_error(false);
+                    let config = ureq::Agent::config_builder()
+                        .http_status_as_error(false)
+                        .timeout_global(Some(Duration::from_secs(60)));
                     let agent: ureq::Agent = config.build().into();
                     let mut failures = Vec::new();
                     while !over.load(Ordering::Relaxed) {
@@ -160,7 +163,7 @@ fn nobody_notices(proxy: impl Fn(&Path, [&str; 2]) -> Proxy) {
         let (status, _) = going.wait_exit(Duration::from_secs(30));
         assert_eq!(status.code(), Some(0), "{}", going.log());
         reach(60);
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<_>>()
     });
     let asked = asked.load(Ordering::Relaxed);

@@ -28,6 +28,7 @@ pub(super) const LIMITS: Limits = Limits {
     max_connections: 8,
     keep_alive: Duration::from_secs(60),
     max_connection_age: Duration::from_secs(60),
+    first_byte_time: Duration::from_secs(60),
     header_time: Duration::from_secs(60),
     write_time: Duration::from_secs(60),
 };
@@ -185,6 +186,25 @@ async fn slow_headers_end_the_connection_and_idle_ones_stay() {
         write(client, LIVEZ).await;
         read_until(client, "ok\n").await;
     }
+}
+
+#[tokio::test]
+async fn a_new_connection_has_to_say_something_and_a_used_one_may_rest() {
+    let limits = Limits { first_byte_time: Duration::from_millis(200), ..LIMITS };
+    let site = Site::open(limits);
+    let mut used = site.connect().await;
+    write(&mut used, LIVEZ).await;
+    read_until(&mut used, "ok\n").await;
+    let mut silent = site.connect().await;
+    assert_eq!(read_to_end(&mut silent).await, "");
+    write(&mut used, LIVEZ).await;
+    read_until(&mut used, "ok\n").await;
+    // What the server runs with: a minute, unless used connections are closed sooner.
+    let mut server = Config::default().server;
+    assert_eq!(Limits::main(&server).first_byte_time, Duration::from_secs(60));
+    server.keep_alive = Duration::from_secs(5);
+    assert_eq!(Limits::admin(&server).first_byte_time, server.keep_alive);
+    assert_eq!(Limits::main(&server).header_time, Duration::from_secs(10));
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tokio::time::Instant;
+use tower::ServiceExt;
 
 use super::{App, Reply};
 use crate::admission::testing::{CONTEXT, END, done, outcomes, prompt, say};
@@ -95,6 +98,7 @@ async fn a_chat_stream_with_usage() {
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("content-type"), "text/event-stream");
     assert_eq!(reply.header("cache-control"), "no-cache");
+    assert_eq!(reply.header("x-accel-buffering"), "no");
     let head = r#"data: {"id":"ID","object":"chat.completion.chunk","created":0,"model":"tiny","#;
     let chunk = |delta: &str, finish: &str| {
         format!(
@@ -268,6 +272,51 @@ async fn an_engine_that_goes_without_a_word_is_a_dead_device() {
         (reply.status.as_u16(), reply.json()["error"]["code"].as_str()),
         (503, Some("device_failed"))
     );
+}
+
+/// The clock runs ahead whenever everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_streams_status_is_open_until_its_first_token_or_ten_seconds() {
+    let (app, mut inbox) = App::new(Config::default());
+    let ask = || {
+        let start = Instant::now();
+        let request = super::post(CHAT, chat(json!({"stream": true})));
+        let asked = app.main.clone().oneshot(request);
+        async move { (asked.await.unwrap(), start.elapsed()) }
+    };
+    let seconds = Duration::from_secs;
+    let mut token_after = async |wait: Duration| {
+        let submission = inbox.recv().await.unwrap();
+        tokio::time::sleep(wait).await;
+        say(&submission.sink, "a");
+        submission.sink
+    };
+    let ((response, waited), sink) = tokio::join!(ask(), token_after(seconds(7)));
+    assert_eq!((response.status().as_u16(), waited.as_secs()), (200, 7));
+    drop((response, sink));
+    let ((response, waited), submission) = tokio::join!(ask(), inbox.recv());
+    assert_eq!((response.status().as_u16(), waited.as_secs()), (200, 10));
+    // Then a comment every fifteen seconds of silence, and the first token when it is there.
+    let mut body = response.into_body();
+    let mut frames = Vec::new();
+    let sink = submission.unwrap().sink;
+    let later = async {
+        tokio::time::sleep(seconds(40)).await;
+        say(&sink, "a");
+        done(&sink, Finish::Stop, 1, 1);
+    };
+    let read = async {
+        let start = Instant::now();
+        while let Some(frame) = body.frame().await {
+            let data = frame.unwrap().into_data().unwrap();
+            frames.push((start.elapsed().as_secs(), String::from_utf8(data.to_vec()).unwrap()));
+        }
+    };
+    tokio::join!(read, later);
+    let pings = frames.iter().filter(|(_, data)| data == ": ping\n\n");
+    assert_eq!(pings.map(|(second, _)| *second).collect::<Vec<_>>(), [15, 30]);
+    let (second, last) = frames.last().unwrap();
+    assert!(*second == 40 && last.ends_with("data: [DONE]\n\n"), "{frames:?}");
 }
 
 #[tokio::test]
