@@ -3,14 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use async_openai::error::WrappedError;
+use async_openai::Client;
+use async_openai::config::OpenAIConfig;
+use async_openai::error::{OpenAIError, WrappedError};
 use async_openai::types::chat::{CreateChatCompletionResponse, CreateChatCompletionStreamResponse};
 use async_openai::types::completions::CreateCompletionResponse;
 use async_openai::types::embeddings::CreateEmbeddingResponse;
 use async_openai::types::models::{ListModelResponse, Model};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio_stream::StreamExt;
 
 use crate::server::{Server, get, post, stream};
 
@@ -175,4 +180,69 @@ fn answers_have_the_types_that_rust_clients_expect() {
         (error.param.as_deref(), error.code.as_deref()),
         (Some("n"), Some("invalid_request"))
     );
+}
+
+/// The Rust client async-openai, as its users call it.
+#[test]
+fn the_rust_client_works_unchanged() {
+    let server = Server::start(&[]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let config = OpenAIConfig::new().with_api_base(server.url("/v1")).with_api_key("none");
+        let client = Client::with_config(config);
+        rust_chat(&client).await;
+        rust_embeddings(&client).await;
+    });
+}
+
+/// A request of the client's own type.
+fn typed<T: DeserializeOwned>(request: &Value) -> T {
+    serde_json::from_value(request.clone()).unwrap()
+}
+
+async fn rust_chat(client: &Client<OpenAIConfig>) {
+    let generator = "smollm2-135m-instruct";
+    let mut request = json!({
+        "model": generator, "max_completion_tokens": 24, "temperature": 0,
+        "messages": [{"role": "user", "content": "Name three colours."}],
+    });
+    let chat = client.chat();
+    let whole = chat.create(typed(&request)).await.unwrap();
+    let text = whole.choices[0].message.content.clone().unwrap();
+    assert!(text.contains("Red"), "{text}");
+    let mut streamed = String::new();
+    let mut chunks = chat.create_stream(typed(&request)).await.unwrap();
+    while let Some(chunk) = chunks.next().await {
+        for choice in chunk.unwrap().choices {
+            streamed += choice.delta.content.as_deref().unwrap_or("");
+        }
+    }
+    assert_eq!(streamed, text);
+    request["n"] = json!(100);
+    match chat.create(typed(&request)).await {
+        Err(OpenAIError::ApiError(told)) => {
+            assert_eq!(told.status_code.as_u16(), 400);
+            assert_eq!(told.api_error.param.as_deref(), Some("n"), "{told}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let prompt = json!({"model": generator, "prompt": "One, two,", "max_tokens": 4});
+    let completed = client.completions().create(typed(&prompt)).await.unwrap();
+    assert_eq!(completed.usage.unwrap().completion_tokens, 4);
+    let models = client.models();
+    assert_eq!(models.list().await.unwrap().data.len(), 2);
+    assert_eq!(models.retrieve(generator).await.unwrap().id, generator);
+}
+
+async fn rust_embeddings(client: &Client<OpenAIConfig>) {
+    let mut request = json!({"model": "all-minilm-l6-v2", "input": ["a small lamp", "a lamp"]});
+    let floats = client.embeddings().create(typed(&request)).await.unwrap();
+    assert_eq!(floats.data.len(), 2);
+    request["encoding_format"] = json!("base64");
+    let packed = client.embeddings().create_base64(typed(&request)).await.unwrap();
+    for (floats, packed) in floats.data.iter().zip(&packed.data) {
+        let bytes = STANDARD.decode(&packed.embedding.0).unwrap();
+        let values = bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap()));
+        assert_eq!(values.collect::<Vec<_>>(), floats.embedding);
+    }
 }
