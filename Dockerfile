@@ -10,7 +10,9 @@
 # All run as any user, without a home and on a read-only root file system. The server is process 1
 # and gets the SIGTERM itself.
 
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95-bookworm AS toolchain
+
+FROM toolchain AS build
 WORKDIR /src
 COPY . .
 # What was compiled before stays in the builder's cache, not in a layer.
@@ -25,8 +27,10 @@ ENV RUSTUP_HOME=/usr/local/rustup \
     CARGO_HOME=/usr/local/cargo \
     CUDA_HOME=/usr/local/cuda \
     PATH=/usr/local/cargo/bin:/usr/local/cuda/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-COPY --from=build /usr/local/rustup /usr/local/rustup
-COPY --from=build /usr/local/cargo /usr/local/cargo
+COPY --from=toolchain /usr/local/rustup /usr/local/rustup
+COPY --from=toolchain /usr/local/cargo /usr/local/cargo
+# Crates are fetched from a server that has to be known.
+COPY --from=toolchain /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 WORKDIR /src
 COPY . .
 # Compute capabilities without the dot, those of A100, A10, L4 and H100 unless told otherwise:

@@ -1,7 +1,7 @@
 //! The front alone: `cargo bench --bench front`. Small embedding requests over HTTP on loopback,
 //! with the real tokenizer and an engine whose device answers at once. Prints requests a second,
-//! what the front adds to the engine's own time, and what a request costs in CPU time, which a
-//! busy machine changes least.
+//! what the front adds to the engine's own time (for comparison: a probe, which is connection and
+//! HTTP alone), and what a request costs in CPU time, which a busy machine changes least.
 
 #![allow(clippy::unwrap_used, reason = "a broken measurement fails by it")]
 #![allow(clippy::print_stdout, reason = "the table is the result")]
@@ -42,7 +42,7 @@ const WIDTH: usize = 384;
 const TEXT: &str = "a small lamp on the harbour wall";
 
 /// Length of one measurement; everything is repeated and the median quoted.
-const SPAN: Duration = Duration::from_secs(2);
+const SPAN: Duration = Duration::from_secs(1);
 const ROUNDS: usize = 9;
 
 /// Threads for requests, as many as the server takes on two cores.
@@ -60,32 +60,53 @@ struct Seen {
     cpu: BTreeMap<String, f64>,
 }
 
+impl Seen {
+    fn time(&self, share: f64) -> f64 {
+        quantile(&self.times, share)
+    }
+}
+
+/// All measurements, one after the other, so that a change of the machine's speed meets all alike.
+struct Round {
+    engine: Seen,
+    probe: Seen,
+    alone: Seen,
+    many: Seen,
+}
+
 fn main() {
     // Each request is logged, as JSON, to where nobody reads it.
     let nowhere = std::fs::File::create("/dev/null").unwrap();
     tracing_subscriber::fmt().json().with_writer(nowhere).init();
     let site = Site::open();
+    let probe = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let floats = request(json!({"model": MODEL, "input": TEXT}));
     let base64 = request(json!({"model": MODEL, "input": TEXT, "encoding_format": "base64"}));
     println!(
-        "| answer as | engine p50 | one client p50 | p99 | added p50 | {CONNECTIONS} clients |"
+        "| answer as | engine p50 | probe p50 | one client p50 | p99 | added p50 \
+         | {CONNECTIONS} clients |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     let mut costs = Vec::new();
     for (name, request) in [("floats", &floats), ("base64", &base64)] {
-        let rounds: Vec<_> = (0..ROUNDS)
-            .map(|_| (site.engine(), site.load(request, 1), site.load(request, CONNECTIONS)))
-            .collect();
-        let p50 = |of: &dyn Fn(&(Seen, Seen, Seen)) -> f64| median(rounds.iter().map(of));
-        let engine = p50(&|round| quantile(&round.0.times, 0.5));
-        let alone = p50(&|round| quantile(&round.1.times, 0.5));
+        let round = |_| Round {
+            engine: site.engine(),
+            probe: site.load(probe, 1),
+            alone: site.load(request, 1),
+            many: site.load(request, CONNECTIONS),
+        };
+        let rounds: Vec<Round> = (0..ROUNDS).map(round).collect();
+        let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value));
         println!(
-            "| {name} | {engine:.0} µs | {alone:.0} µs | {:.0} µs | {:.0} µs | {:.0} requests/s |",
-            p50(&|round| quantile(&round.1.times, 0.99)),
-            p50(&|round| quantile(&round.1.times, 0.5) - quantile(&round.0.times, 0.5)),
-            p50(&|round| round.2.per_second),
+            "| {name} | {:.0} µs | {:.0} µs | {:.0} µs | {:.0} µs | {:.0} µs | {:.0} requests/s |",
+            of(|round| round.engine.time(0.5)),
+            of(|round| round.probe.time(0.5)),
+            of(|round| round.alone.time(0.5)),
+            of(|round| round.alone.time(0.99)),
+            of(|round| round.alone.time(0.5) - round.engine.time(0.5)),
+            of(|round| round.many.per_second),
         );
-        costs.push((name, rounds.iter().map(|round| round.2.cpu.clone()).collect::<Vec<_>>()));
+        costs.push((name, rounds.into_iter().map(|round| round.many.cpu).collect::<Vec<_>>()));
     }
     println!();
     for (name, rounds) in costs {
