@@ -11,7 +11,8 @@ use super::Id;
 use super::openapi::{Wording, schema_of};
 use crate::error::{Error, ErrorKind, Fault};
 
-/// `{"error":{…}}` with all four keys; `code` is a string or null, or Rust clients break.
+// Clients in Rust break where one of the four keys is missing, or `code` is a number.
+/// Why a request is not answered.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Error")]
 struct Envelope<'a> {
@@ -31,7 +32,7 @@ struct Details<'a> {
     code: Option<&'static str>,
 }
 
-/// As [`Envelope`], with the message at the top too.
+/// Why a request is not answered, with the message at the top too.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "RerankError")]
 struct Both<'a> {

@@ -110,6 +110,7 @@ pub(super) struct GenerateBody {
 
 /// One chat message as it comes in.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["role", "content"]))]
 pub(super) struct ChatMessage {
     #[schemars(extend("enum" = ["system", "developer", "user", "assistant", "tool"]))]
     pub(super) role: String,
@@ -133,7 +134,7 @@ pub(super) enum Content {
 }
 
 #[derive(Deserialize, JsonSchema)]
-#[schemars(rename = "TextPart")]
+#[schemars(rename = "TextPart", extend("required" = ["type", "text"]))]
 struct Part {
     #[schemars(extend("const" = "text"))]
     r#type: String,
@@ -164,6 +165,7 @@ pub(super) struct ResponseFormat {
 
 /// The body of `/v1/embeddings`.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["model", "input"]))]
 pub(super) struct EmbeddingsBody {
     #[serde(default)]
     #[schemars(required)]
@@ -262,7 +264,7 @@ impl From<Usage> for GenerateUsage {
     }
 }
 
-/// A whole answer, or one chunk of it: `C` is the kind of choice.
+/// A whole answer, or one chunk of it.
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "Generated{C}")]
 pub(super) struct Answer<'a, C> {

@@ -91,6 +91,7 @@ pub(super) fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas.all(),
+            "headers": operation::headers(),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     })
@@ -133,10 +134,13 @@ impl Schemas {
     }
 }
 
-/// Says what the formats of whole numbers mean.
+/// Says what the formats of whole numbers mean, and nothing of null where a field is missing.
 fn bound(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
+            if fields.get("default").is_some_and(Value::is_null) {
+                fields.shift_remove("default");
+            }
             if fields.get("format").is_some_and(|format| format == "uint32") {
                 fields.entry("maximum").or_insert_with(|| u32::MAX.into());
             }

@@ -52,7 +52,10 @@ pub(super) fn operations() -> Vec<Operation> {
 /// The body of every API that reranks.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
-#[schemars(extend("anyOf" = [{"required": ["documents"]}, {"required": ["texts"]}]))]
+#[schemars(extend(
+    "required" = ["query"],
+    "anyOf" = [{"required": ["documents"]}, {"required": ["texts"]}]
+))]
 pub(super) struct RerankBody {
     pub(super) model: Option<String>,
     #[schemars(required, length(min = 1))]

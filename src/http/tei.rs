@@ -29,7 +29,10 @@ use crate::error::{Error, ErrorKind};
 use crate::model::ModelTask;
 use crate::request::Usage;
 use refusal::{Refusal, WORDING};
-use wire::{DecodeBody, EmbedBody, PredictBody, Prediction, SimilarityBody, Token, TokenizeBody};
+use wire::{
+    DecodeBody, EmbedAllBody, EmbedBody, PredictBody, Prediction, SimilarityBody, Token,
+    TokenizeBody,
+};
 
 /// The HTTP response for an error that came before any model was known.
 pub(super) fn response(error: &Error, id: &str) -> Response {
@@ -204,7 +207,7 @@ impl Verb {
     fn described(self, operation: Operation) -> Operation {
         let operation = match self {
             Verb::Embed => operation.about("A vector for each text").takes::<EmbedBody>(),
-            Verb::EmbedAll => operation.about("A vector for each token").takes::<EmbedBody>(),
+            Verb::EmbedAll => operation.about("A vector for each token").takes::<EmbedAllBody>(),
             Verb::Similarity => {
                 operation.about("How close sentences are").takes::<SimilarityBody>()
             }

@@ -33,9 +33,7 @@ impl JsonSchema for TextBody {
     fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
         let logprobs = json_schema!({
             "description": "How many of the likeliest tokens are listed; not together with `echo`.",
-            "type": ["integer", "null"],
-            "minimum": 0,
-            "maximum": 5,
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": 5}, {"enum": [false, null]}],
         });
         let without = ["messages", "top_logprobs", "chat_template_kwargs"];
         view(schemas, ["model", "prompt"], &without, logprobs)

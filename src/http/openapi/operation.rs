@@ -286,11 +286,8 @@ impl Answer {
             if media == "text/event-stream"
                 && let Some(event) = self.event
             {
-                shown["schema"]["description"] =
-                    "Events `data: {…}`, the last one `data: [DONE]`; \
-                    comment lines while it is quiet. A failure is an event with an `error`."
-                        .into();
-                shown["x-event"] = event(&mut schemas.given).into();
+                let error = (error::WORDING.schema)(&mut schemas.given);
+                shown["schema"] = stream_of(&event(&mut schemas.given), &error);
             }
             content.insert(media.to_owned(), shown);
         }
@@ -313,31 +310,59 @@ impl Answer {
             all.push(("www-authenticate", true));
         }
         let shown = all.into_iter().map(|(name, always)| {
-            let (says, schema) = header(name);
-            let header = json!({"description": says, "required": always, "schema": schema});
+            let header = if always {
+                json!({"$ref": format!("#/components/headers/{name}")})
+            } else {
+                header(name, false)
+            };
             (name.to_owned(), header)
         });
         shown.collect()
     }
 }
 
-/// What a header means.
-fn header(name: &str) -> (&'static str, Value) {
-    let number = json!({"type": "integer", "minimum": 0});
-    match name {
-        "x-request-id" => (
-            "The request's id: the caller's own, or one of the server's",
-            json!({"type": "string"}),
-        ),
-        "www-authenticate" => ("How to present a key", json!({"const": "Bearer"})),
-        "retry-after" => {
-            ("Seconds after which to try again", json!({"type": "integer", "minimum": 1}))
-        }
-        "x-compute-characters" => ("Characters of the texts", number),
-        "x-compute-tokens" => ("Tokens of the texts", number),
-        "x-tokenization-time" => ("Milliseconds for tokenising", number),
-        _ => ("Milliseconds for all of it", number),
-    }
+/// Events of a stream: chunks, perhaps an error, and the word that ends it.
+fn stream_of(chunk: &Schema, error: &Schema) -> Value {
+    let data = json!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [chunk, error]},
+    });
+    json!({
+        "description": "One event. There are comment lines while it is quiet; a failure is an \
+                        event with an `error`; the last event is `[DONE]`.",
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, data]}},
+    })
+}
+
+/// Headers that answers always have, where they have them.
+pub(super) fn headers() -> Map<String, Value> {
+    let names = HEADERS.iter().map(|(name, ..)| *name);
+    names.map(|name| (name.to_owned(), header(name, true))).collect()
+}
+
+/// What headers mean, and the least of those that are numbers.
+const HEADERS: [(&str, &str, Option<u32>); 8] = [
+    ("x-request-id", "The request's id: the caller's own, or one of the server's", None),
+    ("www-authenticate", "How to present a key", None),
+    ("retry-after", "Seconds after which to try again", Some(1)),
+    ("x-compute-time", "Milliseconds that the request took", Some(0)),
+    ("x-compute-characters", "Characters of its texts", Some(0)),
+    ("x-compute-tokens", "Their tokens", Some(0)),
+    ("x-total-time", "Milliseconds that the request took", Some(0)),
+    ("x-tokenization-time", "Milliseconds of these for tokenising", Some(0)),
+];
+
+fn header(name: &str, required: bool) -> Value {
+    let known = HEADERS.iter().find(|(known, ..)| *known == name);
+    let (_, says, least) = known.unwrap_or_else(|| panic!("no header {name}"));
+    let schema = match least {
+        Some(least) => json!({"type": "integer", "minimum": least}),
+        None => json!({"type": "string"}),
+    };
+    json!({"description": says, "required": required, "schema": schema})
 }
 
 fn any_of(shapes: &[SchemaOf], schemas: &mut SchemaGenerator) -> Value {

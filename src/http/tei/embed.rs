@@ -5,7 +5,7 @@ use std::time::Instant;
 use axum::extract::Request;
 
 use super::refusal::Refusal;
-use super::wire::{EmbedBody, SimilarityBody};
+use super::wire::{EmbedAllBody, EmbedBody, SimilarityBody};
 use super::{Call, Done};
 use crate::error::{Error, ErrorKind};
 use crate::http::body;
@@ -49,7 +49,7 @@ pub(super) async fn embed(call: &mut Call, request: Request) -> Result<Done, Ref
 /// The last state of each token of each input, as it is.
 pub(super) async fn embed_all(call: &mut Call, request: Request) -> Result<Done, Refusal> {
     let front = call.front.clone();
-    let body: EmbedBody = body::json(&front, &mut call.ticket, request).await?;
+    let body: EmbedAllBody = body::json(&front, &mut call.ticket, request).await?;
     let input = check(body.inputs)?;
     let characters = input.characters();
     let model = call.model(&front, body.model.as_ref(), &EMBED)?;

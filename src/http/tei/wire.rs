@@ -10,9 +10,10 @@ use crate::http::object::Object;
 use crate::request::TokenId;
 use crate::text::{Cut, Passage, Piece, Side};
 
-/// `/embed` and `/embed_all`.
+/// `/embed`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["inputs"]))]
 pub(super) struct EmbedBody {
     pub(super) model: Option<String>,
     #[schemars(required)]
@@ -22,6 +23,18 @@ pub(super) struct EmbedBody {
     pub(super) normalize: Option<bool>,
     #[schemars(range(min = 1))]
     pub(super) dimensions: Option<u64>,
+}
+
+/// `/embed_all`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("required" = ["inputs"]))]
+pub(super) struct EmbedAllBody {
+    pub(super) model: Option<String>,
+    #[schemars(required)]
+    pub(super) inputs: Option<Input>,
+    #[serde(flatten)]
+    pub(super) cut: CutFields,
 }
 
 /// How inputs are prepared.
@@ -38,6 +51,7 @@ pub(super) struct CutFields {
 /// `/similarity`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["inputs"]))]
 pub(super) struct SimilarityBody {
     pub(super) model: Option<String>,
     #[schemars(required)]
@@ -56,6 +70,7 @@ pub(super) struct Comparison {
 /// `/predict`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(extend("required" = ["inputs"]))]
 pub(super) struct PredictBody {
     pub(super) model: Option<String>,
     #[schemars(required)]
