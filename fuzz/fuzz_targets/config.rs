@@ -1,4 +1,5 @@
-//! The configuration file, with everything that is checked when it is read.
+//! The configuration file and, after a NUL, a model's manifest, with everything that is checked
+//! when they are read.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -15,9 +16,11 @@ static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
 });
 
 fuzz_target!(|text: &str| {
+    let (text, manifest) = text.split_once('\0').unwrap_or((text, ""));
     let file = FOLDER.path().join("sconce.toml");
     std::fs::write(&file, text).expect("the file is written");
     let models = FOLDER.path().join("models");
+    std::fs::write(models.join("model.toml"), manifest).expect("the manifest is written");
     let environment = Environment::of(&[
         ("HOME", FOLDER.path().to_str().expect("UTF-8")),
         ("SCONCE_MODELS_DIR", models.to_str().expect("UTF-8")),
