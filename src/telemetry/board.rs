@@ -22,6 +22,9 @@ pub struct DeviceReading {
     pub energy_joules: Option<f64>,
 }
 
+/// Of a family that is one number.
+const NO_LABELS: &[&str] = &[];
+
 /// What is known.
 #[derive(Debug)]
 pub(super) struct Board(Mutex<Known>);
@@ -63,7 +66,7 @@ impl Telemetry {
         let device = known.device.each_ref().map(String::as_str);
         write(page, &metrics::DEVICE, [(&device[..], 1.0)]);
         let DeviceReading { utilization, memory, power_watts, energy_joules } = known.reading;
-        let one = |value: Option<f64>| value.map(|value| (&[][..], value));
+        let one = |value: Option<f64>| value.map(|value| (NO_LABELS, value));
         write(page, &metrics::UTILIZATION, one(utilization));
         let memory = memory.iter().flat_map(|bytes| metrics::HELD.iter().zip(bytes));
         let memory: Vec<_> = memory.map(|(state, bytes)| ([*state], *bytes as f64)).collect();
