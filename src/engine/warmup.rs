@@ -1,6 +1,6 @@
-//! Steps that nobody asked for: a model's first ones, which touch memory and tell the scheduler what
-//! a step costs, and the trial of a model whose steps fail. They write to pages that no request
-//! gets, so they may run while others serve.
+//! Steps that nobody asked for: a model's first ones, which touch memory and tell the scheduler
+//! what a step costs, and the trial of a model whose steps fail. They write to pages that no
+//! request gets, so they may run while others serve.
 
 use crate::engine::runner::{Runner, StepError};
 use crate::request::{LaneId, Micros, RequestId, Sampling};
