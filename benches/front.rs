@@ -21,7 +21,9 @@ use sconce::admission::callers::Callers;
 use sconce::catalog::{Catalog, ModelCard};
 use sconce::config::Config;
 use sconce::engine::fake::{FakeDevice, FakeRunner};
-use sconce::engine::{Engine, Links, fan_out};
+use sconce::engine::lanes::Lanes;
+use sconce::engine::warmup::{Scratch, Trial};
+use sconce::engine::{Engine, Links, Machine, fan_out};
 use sconce::http::listener::{Limits, Server};
 use sconce::http::main_router;
 use sconce::lifecycle::Lifecycle;
@@ -137,9 +139,10 @@ impl Site {
         let lifecycle = Lifecycle::new(Duration::from_secs(30), Arc::clone(&telemetry));
         let callers = Callers::open(&config.auth, Arc::clone(&telemetry)).unwrap();
         let (inbox, submissions) = mpsc::channel(config.limits.queue_requests);
+        let catalog = Arc::new(catalog());
         let front = Front::new(
             Arc::clone(&config),
-            Arc::new(catalog()),
+            Arc::clone(&catalog),
             Arc::clone(&telemetry),
             Arc::clone(&lifecycle),
             callers,
@@ -150,15 +153,24 @@ impl Site {
             runtime.worker_threads(WORKERS).thread_name("front").enable_all().build().unwrap();
         let (deliveries, delivered) = mpsc::unbounded_channel();
         runtime.spawn(fan_out(delivered));
-        let (_, installs) = std::sync::mpsc::channel();
-        let phase = lifecycle.watch();
-        let links = Links { inbox: submissions, installs, deliveries, phase, telemetry };
+        let (_, installs) = mpsc::unbounded_channel();
+        let links = Links {
+            inbox: submissions,
+            installs,
+            deliveries,
+            phase: lifecycle.watch(),
+            telemetry,
+            catalog,
+            pulse: Arc::default(),
+        };
         let handle = runtime.handle().clone();
         let engine = std::thread::Builder::new().name("engine".into());
         let engine = engine.spawn(move || {
             let _entered = handle.enter();
             let device = FakeDevice { width: WIDTH, ..FakeDevice::default() };
-            Engine::new(scheduler(), Box::new(FakeRunner::new(device)), (1, 1), links).run()
+            let (scheduler, lanes) = scheduler();
+            let runner = Box::new(FakeRunner::new(device));
+            Engine::new(scheduler, Machine { runner, lanes, slots: (1, 1) }, links).run()
         });
         engine.unwrap();
         lifecycle.models_ready();
@@ -310,7 +322,7 @@ fn catalog() -> Catalog {
     catalog
 }
 
-fn scheduler() -> Scheduler {
+fn scheduler() -> (Scheduler, Lanes) {
     let lane = LaneConfig {
         weight: 1.0,
         kind: LaneKind::Encode,
@@ -318,7 +330,9 @@ fn scheduler() -> Scheduler {
         cost: (Micros(100), Micros(1)),
     };
     let config = SchedulerConfig { step_target: Micros(25_000), slots: 1, depth: 1, kv_pages: 0 };
-    Scheduler::new(config, vec![lane])
+    let trial = Trial { lane: LaneId(0), config: lane.clone(), context: 2048 };
+    let lanes = Lanes::new(vec![(trial, true)], Scratch { first: config.kv_pages });
+    (Scheduler::new(config, vec![lane]), lanes)
 }
 
 /// CPU microseconds of this process's threads so far, by name. Threads of a pool share theirs.
