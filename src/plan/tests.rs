@@ -279,7 +279,7 @@ fn what_cannot_be_planned_says_why() {
         (
             &["shape:llama-3.1-70b"],
             2,
-            &["7.80 GiB short", "fits on no single device", "as q8_0 (69.82 GiB) on h200"],
+            &["7.82 GiB short", "fits on no single device", "as q8_0 (69.82 GiB) on h200"],
         ),
         (
             &[TRIO[0], TRIO[1], "--device", "mig:1g.10gb@a100-80"],

@@ -64,7 +64,7 @@ fn summary(stdout: &str) -> Value {
 #[test]
 fn sigterm_cuts_no_stream_that_fits_the_grace() {
     let mut server = Server::start(&["--grace-seconds", "60"]);
-    let streams = open_streams(&server, 200);
+    let streams = open_streams(&server, 120);
     server.signal("TERM");
     server.wait_until("lame duck", Duration::from_secs(5), || {
         get(&server.admin_url("/readyz")).0 == 503

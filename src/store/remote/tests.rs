@@ -51,8 +51,11 @@ impl Hub {
         std::thread::spawn(move || {
             for (index, stream) in listener.incoming().enumerate() {
                 let act = acts[index.min(acts.len() - 1)];
-                let head = answer(stream.expect("a connection"), act);
-                seen.lock().expect("no panic").push(head);
+                let stream = stream.expect("a connection");
+                let head = head(&stream);
+                // Before the answer: who has that may look at once.
+                seen.lock().expect("no panic").push(head.clone());
+                answer(stream, &head, act);
             }
         });
         Self { port, heads }
@@ -68,12 +71,16 @@ impl Hub {
     }
 }
 
-/// One request, one answer, one connection; the request's head in lower case.
-fn answer(mut stream: TcpStream, act: Act) -> String {
+/// A request's head in lower case.
+fn head(stream: &TcpStream) -> String {
     let mut head = String::new();
-    let mut lines = BufReader::new(stream.try_clone().expect("a handle"));
+    let mut lines = BufReader::new(stream);
     while lines.read_line(&mut head).expect("a line") > 2 {}
-    let head = head.to_lowercase();
+    head.to_lowercase()
+}
+
+/// The answer to it, the only one of its connection.
+fn answer(mut stream: TcpStream, head: &str, act: Act) {
     let content = content();
     let range = head.split("range: bytes=").nth(1).and_then(|rest| rest.split('-').next());
     let from: usize = range.map_or(0, |text| text.parse().expect("a number"));
@@ -96,7 +103,6 @@ fn answer(mut stream: TcpStream, act: Act) -> String {
     // A client that has heard enough hangs up.
     let _ = stream.write_all(format!("{status}{close}").as_bytes());
     let _ = stream.write_all(body);
-    head
 }
 
 /// A place for one download.
