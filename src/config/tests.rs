@@ -184,6 +184,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("device.deterministic", &["maybe"]),
     ("models.verify", &["never"]),
     ("admin.vllm_metrics", &["maybe"]),
+    ("cost.price_file", &[""]),
     ("models.dir", &[""]),
     ("models.cache_dir", &[""]),
     ("log.format", &["xml"]),

@@ -284,7 +284,7 @@ fn what_cannot_be_planned_says_why() {
         (
             &[TRIO[0], TRIO[1], "--device", "mig:1g.10gb@a100-80"],
             2,
-            &["7.55 GiB short", "nearest that fits llama-3.1-8b: l4", "these fit on mig:1g"],
+            &["7.56 GiB short", "nearest that fits llama-3.1-8b: l4", "these fit on mig:1g"],
         ),
         (&[TRIO[0], "--device", "l44"], 64, &["did you mean l4?", "a100-80", "g6.xlarge"]),
         (&["shape:llama-3.1-8"], 64, &["did you mean shape:llama-3.1-8b?"]),
