@@ -85,7 +85,7 @@ pub struct Started {
 }
 
 /// The device, for people.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Opened {
     /// A GPU's name, or `cpu` and the kernels in use.
     pub name: String,
@@ -168,9 +168,8 @@ impl Startup {
             lanes.push(self.open((manifest, dtype, gpu.is_some()), model, files)?);
         }
         let loaded = self.load(&lanes)?;
-        let mut device = self.describe(gpu.as_deref());
-        let pages;
-        (pages, device.memory_limit) = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
+        let (pages, memory_limit) = self.cut_memory(&lanes, &loaded, gpu.as_deref_mut())?;
+        let device = self.describe(gpu.as_deref(), memory_limit);
         let usual = if gpu.is_some() { GPU_PATIENCE } else { CPU_PATIENCE };
         let patience = self.config.device.stall.unwrap_or(usual);
         let mut runner = self.runner(lanes.len(), pages, gpu)?;
@@ -368,15 +367,12 @@ impl Startup {
         Ok((pages, limit))
     }
 
-    fn describe(&self, gpu: Option<&dyn Gpu>) -> Opened {
-        match gpu {
-            Some(gpu) => Opened { name: gpu.info().name.clone(), ..Opened::default() },
-            None => Opened {
-                name: format!("cpu ({})", SetKind::detect().as_str()),
-                threads: Some(self.threads()),
-                memory_limit: 0,
-            },
-        }
+    fn describe(&self, gpu: Option<&dyn Gpu>, memory_limit: u64) -> Opened {
+        let (name, threads) = match gpu {
+            Some(gpu) => (gpu.info().name.clone(), None),
+            None => (format!("cpu ({})", SetKind::detect().as_str()), Some(self.threads())),
+        };
+        Opened { name, threads, memory_limit }
     }
 
     fn threads(&self) -> usize {

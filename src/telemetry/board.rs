@@ -2,11 +2,10 @@
 //! apart because none of it is known at the start, and some of it never: what nobody knows has no
 //! series.
 
-use std::fmt::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::exposition::{write_head, write_labels};
-use super::metrics::{self, Family};
+use super::exposition::write_values;
+use super::metrics;
 use super::{Setup, Telemetry};
 
 /// What a driver says of the whole device, all its processes together.
@@ -64,40 +63,17 @@ impl Telemetry {
     pub(super) fn write_board(&self, page: &mut String) {
         let known = self.board.known();
         let device = known.device.each_ref().map(String::as_str);
-        write(page, &metrics::DEVICE, [(&device[..], 1.0)]);
+        write_values(page, &metrics::DEVICE, [(&device[..], 1.0)]);
         let DeviceReading { utilization, memory, power_watts, energy_joules } = known.reading;
         let one = |value: Option<f64>| value.map(|value| (NO_LABELS, value));
-        write(page, &metrics::UTILIZATION, one(utilization));
+        write_values(page, &metrics::UTILIZATION, one(utilization));
         let memory = memory.iter().flat_map(|bytes| metrics::HELD.iter().zip(bytes));
         let memory: Vec<_> = memory.map(|(state, bytes)| ([*state], *bytes as f64)).collect();
         let memory = memory.iter().map(|(labels, bytes)| (&labels[..], *bytes));
-        write(page, &metrics::BOARD_MEMORY, memory);
-        write(page, &metrics::POWER, one(power_watts));
-        write(page, &metrics::ENERGY, one(energy_joules));
+        write_values(page, &metrics::BOARD_MEMORY, memory);
+        write_values(page, &metrics::POWER, one(power_watts));
+        write_values(page, &metrics::ENERGY, one(energy_joules));
     }
-}
-
-/// Appends a family; nothing where there is nothing to say.
-fn write<'a>(
-    page: &mut String,
-    family: &Family,
-    samples: impl IntoIterator<Item = (&'a [&'a str], f64)>,
-) {
-    let mut samples = samples.into_iter().peekable();
-    if samples.peek().is_none() {
-        return;
-    }
-    write_head(page, family);
-    for (values, value) in samples {
-        page.push_str(family.name);
-        if !values.is_empty() {
-            page.push('{');
-            write_labels(page, family, values);
-            page.push('}');
-        }
-        writeln!(page, " {value}").expect("a String takes all");
-    }
-    page.push('\n');
 }
 
 #[cfg(test)]

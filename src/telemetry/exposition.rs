@@ -91,8 +91,9 @@ impl Telemetry {
         write_family(page, &metrics::TENANT_SECONDS, tenants);
         let tariff = self.tariff.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(shown) = tariff.shown() else { return };
-        write_gauge(page, &metrics::PRICE, [], shown.hourly_usd);
-        write_gauge(page, &metrics::PRICE_INFO, [&shown.as_of, &shown.source], 1.0);
+        write_values(page, &metrics::PRICE, [(&[][..], shown.hourly_usd)]);
+        let labels = [&shown.as_of[..], &shown.source];
+        write_values(page, &metrics::PRICE_INFO, [(&labels[..], 1.0)]);
         let spent = self.models.iter().enumerate().flat_map(|(lane, model)| {
             let [busy, load] = tariff.lane(lane, &self.ledger);
             [([&model[..], "busy"], busy), ([&model[..], "load"], load)]
@@ -118,16 +119,27 @@ fn write_family<'a, const N: usize>(
     page.push('\n');
 }
 
-/// Appends a gauge of one series that comes and goes, which those of the metrics crate cannot.
-fn write_gauge<const N: usize>(page: &mut String, family: &Family, values: [&str; N], value: f64) {
-    assert!(family.kind == Kind::Gauge, "{}", family.name);
+/// Appends a family whose series come and go, which those of the metrics crate cannot; nothing
+/// where there is nothing to say.
+pub(super) fn write_values<'a>(
+    page: &mut String,
+    family: &Family,
+    samples: impl IntoIterator<Item = (&'a [&'a str], f64)>,
+) {
+    let mut samples = samples.into_iter().peekable();
+    if samples.peek().is_none() {
+        return;
+    }
     write_head(page, family);
-    write_series(page, family, &values);
-    write!(page, " {value}\n\n").expect("a String takes all");
+    for (values, value) in samples {
+        write_series(page, family, values);
+        writeln!(page, " {value}").expect("a String takes all");
+    }
+    page.push('\n');
 }
 
 /// Appends `name{a="b"}`.
-fn write_series(page: &mut String, family: &Family, values: &[&str]) {
+pub(super) fn write_series(page: &mut String, family: &Family, values: &[&str]) {
     page.push_str(family.name);
     if !values.is_empty() {
         page.push('{');

@@ -11,7 +11,6 @@ pub(super) struct Tariff {
     /// Part of the device that this process pays for.
     share: f64,
     shown: Option<Shown>,
-    price: Option<Price>,
     /// Busy and load of each lane when the price last changed.
     lanes: Vec<[Billed; 2]>,
     idle: Billed,
@@ -26,6 +25,8 @@ pub(super) struct Shown {
     pub(super) as_of: String,
     /// Who says so.
     pub(super) source: String,
+    /// Of what this process pays for.
+    price: Price,
 }
 
 /// So much time was billed with so many billionths of a dollar.
@@ -49,11 +50,11 @@ impl Tariff {
             hourly_usd,
             as_of: String::new(),
             source: "cost.device_hourly_usd".to_owned(),
+            price: Price::new(hourly_usd, setup.device_share),
         });
         Self {
             share: setup.device_share,
             shown,
-            price: setup.device_hourly_usd.map(|usd| Price::new(usd, setup.device_share)),
             lanes: vec![Default::default(); setup.models.len()],
             idle: Billed::default(),
         }
@@ -62,19 +63,20 @@ impl Tariff {
     /// Bills what was until `now` at the old price.
     pub(super) fn change(&mut self, tag: &PriceTag, ledger: &Ledger, now: Nanos) {
         ledger.settle(now);
+        let price = self.price();
         let close = |billed: &mut Billed, time: Nanos| {
-            *billed = Billed { time, nano_usd: billed.until(time, self.price) };
+            *billed = Billed { time, nano_usd: billed.until(time, price) };
         };
         for (lane, [busy, load]) in self.lanes.iter_mut().enumerate() {
             close(busy, ledger.lane(lane).busy());
             close(load, ledger.lane(lane).load());
         }
         close(&mut self.idle, ledger.idle());
-        self.price = Some(Price::new(tag.device_hourly_usd, self.share));
         self.shown = Some(Shown {
             hourly_usd: tag.device_hourly_usd,
             as_of: tag.as_of.clone(),
             source: tag.source.clone(),
+            price: Price::new(tag.device_hourly_usd, self.share),
         });
     }
 
@@ -83,16 +85,20 @@ impl Tariff {
         self.shown.as_ref()
     }
 
+    fn price(&self) -> Option<Price> {
+        self.shown.as_ref().map(|shown| shown.price)
+    }
+
     /// What a lane's busy and load time cost so far, in billionths of a dollar.
     pub(super) fn lane(&self, lane: usize, ledger: &Ledger) -> [u64; 2] {
         let [busy, load] = self.lanes[lane];
         let time = ledger.lane(lane);
-        [busy.until(time.busy(), self.price), load.until(time.load(), self.price)]
+        [busy.until(time.busy(), self.price()), load.until(time.load(), self.price())]
     }
 
     /// As [`Tariff::lane`], for the time that nobody used.
     pub(super) fn idle(&self, ledger: &Ledger) -> u64 {
-        self.idle.until(ledger.idle(), self.price)
+        self.idle.until(ledger.idle(), self.price())
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     TOKEN_GAP, family,
 };
 use crate::scheduler::step::BLOCK_TOKENS;
-use crate::telemetry::exposition::{write_head, write_labels};
+use crate::telemetry::exposition::{write_head, write_series};
 
 /// Another name of a family.
 struct Alias {
@@ -78,11 +78,9 @@ pub(in crate::telemetry) fn append<'a>(
     }
     write_head(&mut added, &CACHE_CONFIG);
     for (model, blocks) in models.filter(|(_, blocks)| *blocks > 0) {
-        added.push_str(CACHE_CONFIG.name);
-        added.push('{');
         let values = [model, &BLOCK_TOKENS.to_string(), &blocks.to_string()];
-        write_labels(&mut added, &CACHE_CONFIG, &values);
-        added.push_str("} 1\n");
+        write_series(&mut added, &CACHE_CONFIG, &values);
+        added.push_str(" 1\n");
     }
     added.push('\n');
     page.push_str(&added);
