@@ -9,6 +9,7 @@
 #[path = "../tests/it/fixtures.rs"]
 #[allow(dead_code, reason = "tests use the rest")]
 mod fixtures;
+mod statistics;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -36,6 +37,7 @@ use sconce::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
 use sconce::telemetry::{Setup, Telemetry};
 use sconce::text::ModelText;
 use serde_json::json;
+use statistics::{median, quantile};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -345,16 +347,4 @@ fn cpu() -> BTreeMap<String, f64> {
         *used.entry(name.trim().to_owned()).or_default() += nanoseconds / 1e3;
     }
     used
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let values: Vec<f64> = values.into_iter().collect();
-    quantile(&values, 0.5)
-}
-
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let index = ((sorted.len() as f64 - 1.0) * share).round() as usize;
-    sorted.get(index).copied().unwrap_or(f64::NAN)
 }

@@ -8,12 +8,14 @@
 #[path = "../tests/it/server.rs"]
 #[allow(dead_code, reason = "tests use the rest")]
 mod server;
+mod statistics;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use server::{Server, chat, post, stream};
+use statistics::{median, quantile};
 
 /// Length of one measurement; everything is repeated and the median quoted.
 const SPAN: Duration = Duration::from_secs(8);
@@ -157,16 +159,4 @@ fn warm_up(server: &Server) {
     chat_client(server, 0, &over);
     let (status, _) = post(&server.url("/v1/chat/completions"), &chat("Hi", 8));
     assert_eq!(status, 200);
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let values: Vec<f64> = values.into_iter().collect();
-    quantile(&values, 0.5)
-}
-
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let index = ((sorted.len() as f64 - 1.0) * share).round() as usize;
-    sorted.get(index).copied().unwrap_or(f64::NAN)
 }

@@ -10,22 +10,10 @@ use sconce::store::ModelFiles;
 use sconce::text::{Cut, Passage, Side, Tokenizer};
 use serde_json::{Value, json};
 
+use crate::checkpoint::floats;
 use crate::fixtures::{golden, golden_json};
 use crate::models::{Bench, ids};
-
-/// Values in -1..1 that depend on the name and the index alone, as in `make_encoders.py`.
-fn noise(name: &str, count: usize) -> Vec<f32> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let value = |index: u64| {
-        let mut x = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count as u64).map(value).collect()
-}
+use crate::noise::noise;
 
 /// A tensor's values: embeddings of size 1, matrices that keep the size of what goes through them.
 fn values(name: &str, shape: &[usize]) -> Vec<f32> {
@@ -80,10 +68,6 @@ fn bench(name: &str, pooling: &str) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let files = write_model(name, pooling, folder.path());
     Bench::with_dtype(&ModelFiles { files }, Dtype::F32, SetKind::detect(), 2)
-}
-
-fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
 }
 
 fn assert_close(ours: &[f32], theirs: &Value, what: &str) {

@@ -33,6 +33,7 @@ mod k8s_queries;
 mod k8s_tools;
 mod logs;
 mod models;
+mod noise;
 mod prometheus;
 #[cfg(feature = "otlp")]
 mod otlp;

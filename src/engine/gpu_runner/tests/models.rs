@@ -1,9 +1,14 @@
 //! Every architecture on the emulated device, loaded as any model is, against what transformers
 //! answers with the same made-up weights.
 
+#[path = "../../../../tests/it/noise.rs"]
+mod noise;
+
 use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
+
+use noise::noise;
 
 use super::*;
 use crate::engine::residency;
@@ -23,20 +28,6 @@ fn floats(value: &Json) -> Vec<f32> {
 
 fn ids(value: &Json) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
-}
-
-/// Values in -1..1 that depend on the name and the index alone, as where the goldens were made.
-fn noise(name: &str, count: usize) -> Vec<f32> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let value = |index: u64| {
-        let mut x = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count as u64).map(value).collect()
 }
 
 /// What is added to, and multiplied with, a decoder's noise.
