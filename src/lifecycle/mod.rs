@@ -179,7 +179,7 @@ impl Lifecycle {
         self.apply(told, notice.source);
     }
 
-    /// A person at a terminal says so: as SIGTERM, without a lame duck.
+    /// A person at a terminal says so: as SIGTERM, without a lame duck or a last scrape.
     pub fn interrupt(&self) {
         let told = Event::Told { within: micros(self.grace), terminate: true, at_once: true };
         self.apply(told, "sigint");
@@ -308,7 +308,9 @@ impl Lifecycle {
         let (before, now) = (record.life, self.now());
         let life = before.next(event, now);
         record.life = life;
-        if before.terminate && matches!(event, Event::Told { terminate: true, .. }) {
+        if let Event::Told { terminate: true, at_once, .. } = event
+            && (at_once || before.terminate)
+        {
             self.hurry.notify_one();
         }
         if life.deadline != before.deadline {

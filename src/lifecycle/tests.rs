@@ -333,6 +333,17 @@ async fn a_second_signal_ends_the_lingering() {
     impatient.await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_person_waits_for_no_scrape() {
+    let (life, telemetry) = ready();
+    let over = drive(&life);
+    telemetry.scraped();
+    life.interrupt();
+    over.await.unwrap();
+    telemetry.drained("finished");
+    assert_eq!(lingered(&life, 20).await, 0);
+}
+
 /// Real signals to this process: the first begins a drain, the second ends it.
 #[test]
 fn signals_become_notices() {
