@@ -79,6 +79,12 @@ impl Error {
         Self::new(ErrorKind::InvalidRequest, message).at(param)
     }
 
+    /// What was in flight is told when the engine or its device cannot go on.
+    pub fn device_failed() -> Self {
+        let message = "the device failed and the server is restarting; try again";
+        Self::new(ErrorKind::DeviceFailed, message)
+    }
+
     /// Names the field that is at fault.
     #[must_use]
     pub fn at(mut self, param: impl Into<Cow<'static, str>>) -> Self {

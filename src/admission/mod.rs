@@ -270,7 +270,7 @@ impl Front {
         for ((permit, task), tokens) in permits.zip(tasks).zip(tokens) {
             let (sink, events) = Sink::for_task(&task);
             ticket.metered(sink.meter());
-            self.open.add([sink.weak()].into_iter());
+            self.open.add(sink.weak());
             let request = Request {
                 id: RequestId(self.next_id.fetch_add(1, Ordering::Relaxed)),
                 lane: model.lane,
@@ -288,8 +288,7 @@ impl Front {
 
     /// Tells everybody in flight that the engine is gone, in its stead.
     pub fn give_up(&self) {
-        let message = "the device failed and the server is restarting; try again";
-        self.open.fail_all(&Error::new(ErrorKind::DeviceFailed, message));
+        self.open.fail_all(&Error::device_failed());
     }
 }
 

@@ -14,19 +14,17 @@ const SOME: usize = 64;
 pub(super) struct OpenRequests(Mutex<Vec<WeakSink>>);
 
 impl OpenRequests {
-    /// Takes requests in. Those that are over are forgotten now and then, when they may be half of
+    /// Takes a request in. Those that are over are forgotten now and then, when they may be half of
     /// all: so this costs the same however many there are.
-    pub(super) fn add(&self, sinks: impl Iterator<Item = WeakSink>) {
+    pub(super) fn add(&self, sink: WeakSink) {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for sink in sinks {
-            if open.len() >= SOME && open.len() == open.capacity() {
-                open.retain(WeakSink::is_open);
-                // Doubles where most are open, or else the next look would come too soon.
-                let room = open.len().max(SOME);
-                open.reserve(room);
-            }
-            open.push(sink);
+        if open.len() >= SOME && open.len() == open.capacity() {
+            open.retain(WeakSink::is_open);
+            // Doubles where most are open, or else the next look would come too soon.
+            let room = open.len().max(SOME);
+            open.reserve(room);
         }
+        open.push(sink);
     }
 
     /// Ends every open request with `error`.
@@ -48,9 +46,9 @@ mod tests {
             Task::Encode(Encode { inputs: vec![Text::single(vec![1])], yields: Yield::Answer });
         let open = OpenRequests::default();
         let (sink, mut events) = Sink::for_task(&task);
-        open.add([sink.weak()].into_iter());
+        open.add(sink.weak());
         for _ in 0..10_000 {
-            open.add([Sink::for_task(&task).0.weak()].into_iter());
+            open.add(Sink::for_task(&task).0.weak());
         }
         assert!(open.0.lock().unwrap().len() <= 4 * SOME);
         open.fail_all(&Error::new(ErrorKind::DeviceFailed, "gone"));

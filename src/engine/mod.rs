@@ -425,10 +425,7 @@ impl Engine {
                 ErrorKind::Cut,
                 "the server is shutting down and its grace period is over; try again",
             ),
-            Ending::Failed(_) => Error::new(
-                ErrorKind::DeviceFailed,
-                "the device failed and the server is restarting; try again",
-            ),
+            Ending::Failed(_) => Error::device_failed(),
         };
         self.deliver();
         // A sender that has a permit may still deliver: only the end of the channel is the end.

@@ -242,7 +242,7 @@ async fn drain(
     }
     let within = match deadline(request.uri().query().unwrap_or("")) {
         Ok(within) => within,
-        Err(error) => return error::response(&error, &id.0),
+        Err(error) => return error::response(&error, id.as_str()),
     };
     front.lifecycle.notify(Notice { source: "http", within, terminate: false });
     (StatusCode::ACCEPTED, drain_state(State(front)).await).into_response()

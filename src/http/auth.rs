@@ -22,15 +22,15 @@ pub(super) async fn callers(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let passed_on = trace::begin(&id.1, &request);
+    let passed_on = trace::begin(&id.0, &request);
     let mut response = match recognise(&front, request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(error) => error::response(&error, &id.0),
+        Err(error) => error::response(&error, id.as_str()),
     };
-    id.1.status(response.status().as_u16());
+    id.0.status(response.status().as_u16());
     trace::answer(passed_on, response.headers_mut());
     response
 }
@@ -55,14 +55,14 @@ pub(super) async fn operators(
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(error) => error::response(&error, &id.0),
+        Err(error) => error::response(&error, id.as_str()),
     }
 }
 
 /// 403.
 pub(super) fn forbid(message: &str, id: &Id) -> Response {
     let error = Error::new(ErrorKind::InvalidRequest, message);
-    error::with_status(StatusCode::FORBIDDEN, &error, &id.0)
+    error::with_status(StatusCode::FORBIDDEN, &error, id.as_str())
 }
 
 fn recognise(front: &Front, headers: &HeaderMap) -> Result<Caller> {

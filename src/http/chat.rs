@@ -48,7 +48,7 @@ async fn create(
     Extension(id): Extension<Id>,
     request: Request,
 ) -> Response {
-    let mut ticket = Ticket::new(Arc::clone(&front), ModelTask::Generate, id.1);
+    let mut ticket = Ticket::new(Arc::clone(&front), ModelTask::Generate, id.0);
     match begin(&front, &mut ticket, request).await {
         Ok(running) => running.respond(&front, ticket).await,
         Err(error) => generate::refuse(ticket, &error),

@@ -75,7 +75,7 @@ async fn create(
     Extension(id): Extension<Id>,
     request: Request,
 ) -> Response {
-    let mut ticket = Ticket::new(Arc::clone(&front), ModelTask::Embed, id.1);
+    let mut ticket = Ticket::new(Arc::clone(&front), ModelTask::Embed, id.0);
     match answer(&front, &mut ticket, request).await {
         Ok((json, usage)) => {
             ticket.finish(usage);

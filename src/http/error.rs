@@ -97,7 +97,7 @@ impl<'a> Envelope<'a> {
 /// The fallback for unknown paths.
 pub(super) async fn no_such_path(Extension(id): Extension<Id>, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(80).collect();
-    response(&Error::new(ErrorKind::NotFound, format!("there is no '{path}' here")), &id.0)
+    response(&Error::new(ErrorKind::NotFound, format!("there is no '{path}' here")), id.as_str())
 }
 
 /// The fallback for known paths; axum adds `Allow`.
@@ -109,7 +109,7 @@ pub(super) async fn no_such_method(
     let path: String = uri.path().chars().take(80).collect();
     let method: String = method.as_str().chars().take(20).collect();
     let error = Error::new(ErrorKind::NotFound, format!("'{path}' does not take {method}"));
-    with_status(StatusCode::METHOD_NOT_ALLOWED, &error, &id.0).into_response()
+    with_status(StatusCode::METHOD_NOT_ALLOWED, &error, id.as_str()).into_response()
 }
 
 /// 503 only for draining, loading and dead: meshes eject pods on 5xx, so overload is 429.

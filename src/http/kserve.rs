@@ -203,7 +203,7 @@ async fn describe(
     });
     match described {
         Ok((well, json)) => with_health(well, json),
-        Err(error) => refuse(&error, &id.0),
+        Err(error) => refuse(&error, id.as_str()),
     }
 }
 
@@ -259,14 +259,14 @@ async fn infer(
 ) -> Response {
     let model = match path.strip_suffix("/infer").map(|rest| find(&front, rest)) {
         Some(Ok(model)) => model,
-        Some(Err(error)) => return refuse(&error, &id.0),
+        Some(Err(error)) => return refuse(&error, id.as_str()),
         None => {
             let error = Error::new(ErrorKind::NotFound, "only '/infer' takes a POST here");
-            return refuse(&error, &id.0);
+            return refuse(&error, id.as_str());
         }
     };
     let task = if model.task == ModelTask::Generate { ModelTask::Embed } else { model.task };
-    let mut ticket = Ticket::new(Arc::clone(&front), task, id.1);
+    let mut ticket = Ticket::new(Arc::clone(&front), task, id.0);
     match answer(&front, &mut ticket, model, request).await {
         Ok((json, usage)) => {
             ticket.finish(usage);

@@ -46,10 +46,16 @@ use crate::telemetry::request_log::RequestLog;
 /// Where a response names its request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The request's id: the caller's own, or one of ours. In every response and every error, and in
-/// the line in the log that is written from what stands beside it.
+/// The request, as all that handles it knows it: by its id (the caller's own, or one of ours), which
+/// is in every response, every error and its line in the log.
 #[derive(Debug, Clone)]
-struct Id(Arc<str>, Arc<RequestLog>);
+struct Id(Arc<RequestLog>);
+
+impl Id {
+    fn as_str(&self) -> &str {
+        self.0.id()
+    }
+}
 
 /// Most bytes of a request's headers; beyond twice that, the connection's own limit answers.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -130,13 +136,11 @@ async fn identify(State(front): State<Arc<Front>>, mut request: Request, next: N
     let id = id.unwrap_or_else(|| {
         HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).expect("hexadecimal and dashes")
     });
-    let text: Arc<str> = id.to_str().expect("visible ASCII, checked or made above").into();
-    request.extensions_mut().insert(Id(Arc::clone(&text), RequestLog::new(Arc::clone(&text))));
+    let text = id.to_str().expect("visible ASCII, checked or made above");
+    request.extensions_mut().insert(Id(RequestLog::new(text.into())));
     let mut response = match check_headers(&request) {
         Ok(()) => next.run(request).await,
-        Err(error) => {
-            error::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error, &text)
-        }
+        Err(error) => error::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &error, text),
     };
     response.headers_mut().insert(REQUEST_ID, id);
     if front.lifecycle.closing_connections() {

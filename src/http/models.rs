@@ -65,7 +65,7 @@ async fn one(
         Ok(model) => json_response(
             serde_json::to_vec(&card(model)).expect("strings and numbers always serialise"),
         ),
-        Err(error) => error::response(&error, &request.0),
+        Err(error) => error::response(&error, request.as_str()),
     }
 }
 

@@ -199,7 +199,7 @@ async fn create(
     version: Option<&'static str>,
     request: Request,
 ) -> Response {
-    let ticket = Ticket::new(Arc::clone(&front), ModelTask::Rerank, id.1);
+    let ticket = Ticket::new(Arc::clone(&front), ModelTask::Rerank, id.0);
     let mut call = Call { front, ticket, name: None, started: Instant::now() };
     let front = Arc::clone(&call.front);
     let body = match body::json::<RerankBody>(&front, &mut call.ticket, request).await {

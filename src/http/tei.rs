@@ -166,9 +166,9 @@ async fn run(
 ) -> Response {
     let verb = match own(&front, verb, name.as_deref()) {
         Ok(verb) => verb,
-        Err(error) => return response(&error, &id.0),
+        Err(error) => return response(&error, id.as_str()),
     };
-    let ticket = Ticket::new(Arc::clone(&front), verb.task(), id.1);
+    let ticket = Ticket::new(Arc::clone(&front), verb.task(), id.0);
     let mut call = Call { front, ticket, name, started: Instant::now() };
     let done = match verb {
         Verb::Embed | Verb::Own => embed::embed(&mut call, request).await,

@@ -75,7 +75,7 @@ pub(super) async fn named(
 fn respond(front: &Front, model: Result<&Model>, id: &Id) -> Response {
     match model.and_then(|model| json(front, model)) {
         Ok(json) => json_response(json),
-        Err(error) => response(&error, &id.0),
+        Err(error) => response(&error, id.as_str()),
     }
 }
 
