@@ -5,6 +5,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ const NAME_LENGTH_MAX: usize = 96;
 const MANIFESTS_MAX: usize = 1024;
 /// A tokenizer or a shard; more is a mistake in the manifest.
 const FILE_BYTES_MAX: u64 = 1 << 42;
-/// As `sconce plan` takes them.
-const LATENCY_SECONDS: std::ops::RangeInclusive<f64> = 0.001..=86_400.0;
+/// What can be an objective.
+pub(crate) const LATENCY_SECONDS: RangeInclusive<f64> = 0.001..=86_400.0;
 
 /// A model manifest: sources, pinned content, task and limits.
 #[derive(Debug, Clone, serde::Deserialize)]

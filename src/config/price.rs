@@ -1,6 +1,7 @@
 //! The file that `cost.price_file` names: what an hour of the device costs, of which day that is,
 //! and who says so. Knows its form, not what is billed.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -13,8 +14,8 @@ use super::load::read_text;
 /// Longest source, in characters: it becomes a label.
 const SOURCE_CHARACTERS_MAX: usize = 120;
 
-/// As `cost.device_hourly_usd` has it.
-const USD: std::ops::RangeInclusive<f64> = 0.0001..=100_000.0;
+/// What an hour of a device may cost.
+pub(super) const USD: RangeInclusive<f64> = 0.0001..=100_000.0;
 
 /// A dated price with its source.
 #[derive(Debug, Clone, PartialEq)]

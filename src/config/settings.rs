@@ -5,7 +5,7 @@ use super::values::{
     Parsed, count, device, endpoint, header, hosts, join, memory, number, path, port, seconds,
     secret, show_device, show_memory, show_size, size, switch, whole,
 };
-use super::{Config, Verify};
+use super::{Config, Verify, price};
 
 const DAY: f64 = 86_400.0;
 const MIB: u64 = 1 << 20;
@@ -250,7 +250,7 @@ const DEVICE: &[Setting] = &[
     Setting {
         key: "cost.device_hourly_usd",
         env: &["SCONCE_DEVICE_HOURLY_USD"],
-        set: |c, t| number(t, 0.0001..=100_000.0).map(|v| c.cost.device_hourly_usd = Some(v)),
+        set: |c, t| number(t, price::USD).map(|v| c.cost.device_hourly_usd = Some(v)),
         get: |c| c.cost.device_hourly_usd.map(|v| v.to_string()).unwrap_or_default(),
     },
     Setting {

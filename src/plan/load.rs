@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::devices::Assumptions;
 use super::model::Model;
 use super::{Fault, PlanError};
+use crate::config::manifest::LATENCY_SECONDS;
 use crate::config::values::nearest;
 
 /// The load of one model.
@@ -32,7 +33,7 @@ const KEYS: [(&str, f64, f64); 5] = [
     ("rps", 0.000_001, 1e6),
     ("prompt", 1.0, 16_777_216.0),
     ("output", 1.0, 16_777_216.0),
-    ("latency", 0.001, 86_400.0),
+    ("latency", *LATENCY_SECONDS.start(), *LATENCY_SECONDS.end()),
     ("context", 1.0, 16_777_216.0),
 ];
 
