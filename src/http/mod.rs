@@ -46,8 +46,8 @@ use crate::telemetry::request_log::RequestLog;
 /// Where a response names its request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The request, as all that handles it knows it: by its id (the caller's own, or one of ours), which
-/// is in every response, every error and its line in the log.
+/// The request, as all that handles it knows it: by its id (the caller's own, or one of ours),
+/// which is in every response, every error and its line in the log.
 #[derive(Debug, Clone)]
 struct Id(Arc<RequestLog>);
 

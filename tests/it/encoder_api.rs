@@ -53,7 +53,7 @@ fn encoders_answer() {
     clients
         .env("PYTHONPATH", python_packages("encoders.txt"))
         .arg(script)
-        .arg(server.address_of_main());
+        .arg(server.main_address());
     assert_eq!(run(&mut clients).trim(), "all is well");
 }
 

@@ -92,7 +92,7 @@ fn open_stream(server: &Server) -> JoinHandle<String> {
 
 /// Asks without streaming; the whole response, headers and all.
 fn ask(server: &Server, path: &str, body: &Value) -> JoinHandle<String> {
-    let mut socket = TcpStream::connect(server.address_of_main()).unwrap();
+    let mut socket = TcpStream::connect(server.main_address()).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let body = body.to_string();
     let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n");

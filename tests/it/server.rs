@@ -88,11 +88,6 @@ impl Server {
         format!("http://{}{path}", self.main)
     }
 
-    /// Address of the main port.
-    pub(crate) fn address_of_main(&self) -> &str {
-        &self.main
-    }
-
     /// URL of a path on the admin port.
     pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.admin)
