@@ -52,7 +52,7 @@ class Peers:
         run(
             "cmake", "-G", "Ninja", "-S", tree, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
             "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
-            "-DLLAMA_BUILD_EXAMPLES=OFF", "-DBUILD_SHARED_LIBS=OFF",
+            "-DLLAMA_BUILD_EXAMPLES=OFF",
             f"-DCMAKE_RUNTIME_OUTPUT_DIRECTORY={self.bin}", env=environment,
         )
         run("cmake", "--build", build, "--target", *TARGETS, env=environment)

@@ -29,6 +29,7 @@ use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
 use super::listener::Limits;
+use super::slots::Slot;
 use crate::lifecycle::Phase;
 
 /// Most bytes of one request's headers that are read at all, and of an answer that are held back
@@ -89,10 +90,12 @@ pub(super) async fn serve<S: Stream>(
     peer: Peer,
     router: Router,
     limits: Limits,
+    slot: Slot,
     mut phase: watch::Receiver<Phase>,
 ) {
     let activity = Arc::new(Activity::default());
-    let io = TokioIo::new(Timed::new(stream, Arc::clone(&activity), limits));
+    let slot_wanted = slot.request();
+    let io = TokioIo::new(Timed::new(stream, Arc::clone(&activity), limits, slot));
     let answered = Arc::clone(&activity);
     let expires = Instant::now() + limits.max_connection_age.mul_f64(spread());
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -130,6 +133,8 @@ pub(super) async fn serve<S: Stream>(
             }
             // Polls the connection again, so that it looks at its idle timer.
             () = answered.idle.notified() => {}
+            // Again, to see whether it is still idle.
+            () = slot_wanted.made() => {}
             changed = phase.changed() => {
                 let now = *phase.borrow_and_update();
                 if now > Phase::Draining {
@@ -194,8 +199,8 @@ impl hyper::body::Body for Tracked {
     }
 }
 
-/// A stream that ends when it is idle for too long, when a request's headers take too long, or
-/// when nothing of an answer is taken for too long.
+/// A stream that ends when it is idle for too long or its slot is wanted, when a request's headers
+/// take too long, or when nothing of an answer is taken for too long.
 struct Timed<S> {
     stream: S,
     activity: Arc<Activity>,
@@ -203,15 +208,26 @@ struct Timed<S> {
     /// Some of a request's headers are here.
     in_headers: bool,
     limits: Limits,
+    slot: Slot,
     timer: Pin<Box<Sleep>>,
     /// Runs while the other end takes nothing; most never need one.
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: Stream> Timed<S> {
-    fn new(stream: S, activity: Arc<Activity>, limits: Limits) -> Self {
+    fn new(stream: S, activity: Arc<Activity>, limits: Limits, mut slot: Slot) -> Self {
         let timer = Box::pin(tokio::time::sleep(limits.first_byte_time));
-        Self { stream, activity, was_busy: false, in_headers: false, limits, timer, stuck: None }
+        slot.rest();
+        Self {
+            stream,
+            activity,
+            was_busy: false,
+            in_headers: false,
+            limits,
+            slot,
+            timer,
+            stuck: None,
+        }
     }
 
     /// Passes on how a write went, unless the other end has taken nothing for too long.
@@ -241,8 +257,10 @@ impl<S: Stream> Timed<S> {
         let busy = self.activity.busy.load(Ordering::Relaxed);
         if busy {
             self.in_headers = false;
+            self.slot.work();
         } else if self.was_busy {
             self.start_timer(self.limits.keep_alive);
+            self.slot.rest();
         }
         self.was_busy = busy;
         busy
@@ -264,12 +282,15 @@ impl<S: Stream> AsyncRead for Timed<S> {
         if read.is_ready() {
             if buffer.filled().len() > before && !self.in_headers {
                 self.in_headers = true;
+                self.slot.work();
                 let time = self.limits.header_time;
                 self.start_timer(time);
             }
             return read;
         }
         match self.timer.as_mut().poll(context) {
+            // Makes room, as if the client had closed it.
+            Poll::Pending if self.slot.is_wanted() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) if self.in_headers => {
                 let message = "the request's headers took too long";

@@ -12,9 +12,10 @@ use std::time::Duration;
 use axum::Router;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::connection::{self, Peer};
+use super::slots::{Slot, Slots};
 use crate::lifecycle::Phase;
 
 /// Connections that the system holds until they are accepted.
@@ -35,7 +36,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// What connections may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// More connections than this wait unaccepted.
+    /// A connection above so many takes the place of the one that has been idle for longest; while
+    /// all are busy, it waits.
     pub max_connections: usize,
     /// Idle keep-alive.
     pub keep_alive: Duration,
@@ -164,8 +166,7 @@ impl Server {
     /// proxy). Returns when `Stopped` has come, or its sender is gone, and every connection has
     /// ended or was cut a second later.
     pub async fn serve(self, router: Router, phase: watch::Receiver<Phase>) {
-        let most = self.limits.max_connections.clamp(1, Semaphore::MAX_PERMITS.min(1 << 30));
-        let slots = Arc::new(Semaphore::new(most));
+        let slots = Slots::new(self.limits.max_connections);
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
@@ -179,9 +180,8 @@ impl Server {
                 tracing::error!(%error, "an accept loop failed");
             }
         }
-        // Every connection holds one slot to its end.
-        let all = u32::try_from(most).unwrap_or(u32::MAX);
-        let _all = slots.acquire_many(all).await;
+        // Every connection holds its slot to its end.
+        slots.all_free().await;
     }
 }
 
@@ -261,7 +261,7 @@ async fn accept_all(
     router: Router,
     limits: Limits,
     phase: watch::Receiver<Phase>,
-    slots: Arc<Semaphore>,
+    slots: Arc<Slots>,
 ) {
     let mut stopped = phase.clone();
     let mut stopped = std::pin::pin!(stopped.wait_for(|phase| *phase == Phase::Stopped));
@@ -269,7 +269,7 @@ async fn accept_all(
         // The slot comes second: a listener that nobody connects to must not hold one.
         let accepted = async {
             let accepted = listener.accept().await;
-            (accepted, Arc::clone(&slots).acquire_owned().await.ok())
+            (accepted, slots.take().await)
         };
         let (accepted, slot) = tokio::select! {
             accepted = accepted => accepted,
@@ -277,11 +277,7 @@ async fn accept_all(
         };
         match accepted {
             Ok(accepted) => {
-                let (router, phase) = (router.clone(), phase.clone());
-                tokio::spawn(async move {
-                    accepted.serve(router, limits, phase).await;
-                    drop(slot);
-                });
+                tokio::spawn(accepted.serve(router.clone(), limits, slot, phase.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
@@ -311,17 +307,23 @@ impl Listener {
 }
 
 impl Accepted {
-    async fn serve(self, router: Router, limits: Limits, phase: watch::Receiver<Phase>) {
+    async fn serve(
+        self,
+        router: Router,
+        limits: Limits,
+        slot: Slot,
+        phase: watch::Receiver<Phase>,
+    ) {
         match self {
             Accepted::Tcp(stream, peer) => {
                 // Tokens are small writes; waiting to fill a packet is what a client notices.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%peer, %error, "no delay-free socket");
                 }
-                connection::serve(stream, Peer::Address(peer), router, limits, phase).await;
+                connection::serve(stream, Peer::Address(peer), router, limits, slot, phase).await;
             }
             Accepted::Unix(stream) => {
-                connection::serve(stream, Peer::Socket, router, limits, phase).await;
+                connection::serve(stream, Peer::Socket, router, limits, slot, phase).await;
             }
         }
     }

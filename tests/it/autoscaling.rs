@@ -105,6 +105,8 @@ struct Seen {
 /// The fleet and its scaler.
 struct Fleet {
     started: Instant,
+    /// Answers to what was asked earlier are not judged.
+    judged_since: Instant,
     /// Of its pods' manifests.
     folder: tempfile::TempDir,
     reads: Reads,
@@ -124,6 +126,7 @@ impl Fleet {
         manifests_with_seats(folder.path(), SEATS);
         let mut fleet = Self {
             started: Instant::now(),
+            judged_since: Instant::now(),
             reads: reads(folder.path()),
             folder,
             scaler,
@@ -198,7 +201,7 @@ impl Fleet {
         let (wish, none) = (hpa.last_wish(), activity.asks_for_none(now, &values));
         self.reconcile();
         let (asked, ready) = (self.asked, self.service.pods());
-        let p95 = self.service.p95(self.started);
+        let p95 = self.service.p95(self.judged_since);
         self.seen.push(Seen { at: now, values, wish, asked, none, ready, waiting, p95 });
     }
 
@@ -239,7 +242,7 @@ impl Fleet {
         let clients = self.scaler.triggers[1].threshold as usize;
         let measure = |tokens: u32, answers: usize| {
             self.service.answer_with(tokens);
-            let (busy, started) = (Clients::start(&self.service, clients), Instant::now());
+            let (started, busy) = (Instant::now(), Clients::start(&self.service, clients));
             while self.service.answered(started) < answers {
                 assert!(started.elapsed() < Duration::from_secs(120), "{:?}", self.service.wrong());
                 std::thread::sleep(Duration::from_millis(50));
@@ -318,6 +321,7 @@ fn step(mut fleet: Fleet) {
     fleet.run(Duration::from_secs(5), |_| false);
 
     let step = fleet.now();
+    fleet.judged_since = Instant::now();
     let busy = Clients::start(&service, CLIENTS_STEP);
     let least = step + objective;
     fleet.run(STEP_MAX, |fleet| fleet.now() > least && fleet.service.pods() == 2);

@@ -62,10 +62,13 @@ impl Service {
         self.wrong.lock().unwrap().clone()
     }
 
-    /// The 95th percentile of the answers of late, or since `since` if that is later.
+    /// The 95th percentile of the answers of late to what was asked since `since`.
     pub(crate) fn p95(&self, since: Instant) -> Option<f64> {
         let answers = self.answers.lock().unwrap();
-        let recent = answers.iter().filter(|(at, _)| at.elapsed() < RECENT && *at > since);
+        let asked = |at: Instant, took| at.checked_sub(Duration::from_secs_f64(took));
+        let recent = answers
+            .iter()
+            .filter(|&&(at, took)| at.elapsed() < RECENT && asked(at, took) > Some(since));
         let mut took: Vec<f64> = recent.map(|(_, took)| *took).collect();
         took.sort_by(f64::total_cmp);
         took.get(took.len() * 95 / 100).copied()

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod allocations;
 mod api;
 mod autoscaling;
 mod callers;

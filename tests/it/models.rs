@@ -1,6 +1,7 @@
 //! The real models against other software's answers, and against themselves in other batches.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use sconce::device::threads::Team;
 use sconce::engine::budget::{self, Wish};
@@ -10,7 +11,7 @@ use sconce::engine::runner::Runner;
 use sconce::kernels::cpu::executor::Executor;
 use sconce::kernels::cpu::isa::SetKind;
 use sconce::model::Dtype;
-use sconce::request::{Detail, LaneId, Micros, RequestId, Sampling};
+use sconce::request::{Adjustment, Detail, LaneId, Micros, RequestId, Sampling};
 use sconce::scheduler::step::{
     BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Seat, Span, SpanDetail, Step,
 };
@@ -106,12 +107,18 @@ impl Bench {
 
     /// What was added last also says log-probabilities, of this many tokens besides its own.
     fn score(&mut self, top: u8) {
-        self.step.details.push(SpanDetail {
-            span: self.step.spans.len() as u32 - 1,
-            detail: Detail { adjustment: None, logprobs: Some(top) },
-            prompt: [].into(),
-            generated: 0..0,
-        });
+        self.detail(Detail { adjustment: None, logprobs: Some(top) });
+    }
+
+    /// What was added last goes on with `token`, and says how likely that was without being told.
+    fn force(&mut self, token: u32) {
+        let adjustment = Adjustment { bias: vec![(token, 1e9)], ..Adjustment::default() };
+        self.detail(Detail { adjustment: Some(Arc::new(adjustment)), logprobs: Some(0) });
+    }
+
+    fn detail(&mut self, detail: Detail) {
+        let span = self.step.spans.len() as u32 - 1;
+        self.step.details.push(SpanDetail { span, detail, prompt: [].into(), generated: 0..0 });
     }
 
     fn place(&mut self, home: u32, end: usize, (layers, in_page): (u32, u32)) -> Range<u32> {
@@ -131,11 +138,22 @@ impl Bench {
 
     /// Runs what was added.
     pub(crate) fn run(&mut self) -> Outcome {
-        self.outcome.clear();
+        self.go();
+        let outcome = self.outcome.clone();
+        self.clear();
+        outcome
+    }
+
+    /// Runs what was added, and nothing else: what an engine does.
+    pub(crate) fn go(&mut self) {
         self.runner.submit(&self.step).unwrap();
         self.runner.collect(self.step.slot, &mut self.outcome).unwrap();
+    }
+
+    /// Forgets what was added, and the outcome.
+    pub(crate) fn clear(&mut self) {
         self.step.clear();
-        self.outcome.clone()
+        self.outcome.clear();
     }
 }
 
@@ -268,6 +286,37 @@ fn log_probabilities_agree_with_the_oracle() {
     eprintln!("mean difference {mean:.4} (llama.cpp's {theirs}); {missing} of {count} not listed");
     assert!(count >= 2000 && mean <= theirs * 1.25, "{mean}, llama.cpp has {theirs}");
     assert!(f64::from(missing) <= 0.12 * f64::from(count), "{missing} of {count}");
+}
+
+/// The text is windows of the same length side by side, fed token by token from their middles on.
+#[test]
+fn perplexity_is_llama_cpps() {
+    let golden = golden_json("smollm2_perplexity.json");
+    let given = golden["windows"].as_array().unwrap();
+    let windows: Vec<Vec<u32>> = given.iter().map(|window| ids(&window["ids"])).collect();
+    let mut bench = Bench::new(GENERATOR, SetKind::detect(), 2);
+    let (length, half) = (windows[0].len(), windows[0].len() / 2);
+    let (mut surprise, mut count) = (0.0, 0);
+    for at in half..length {
+        for (home, window) in (0..).zip(&windows) {
+            let start = if at == half { 0 } else { at - 1 };
+            bench.add(home, start, &window[start..at]);
+            bench.force(window[at]);
+        }
+        let outcome = bench.run();
+        for (i, told) in outcome.logprobs.iter().enumerate() {
+            assert_eq!(outcome.tokens[i], windows[i][at]);
+            surprise -= f64::from(told.chosen);
+            count += 1;
+        }
+    }
+    assert_eq!(count, windows.len() * half);
+    let ours = (surprise / count as f64).exp();
+    let theirs = golden["llama_cpp_perplexity"].as_f64().unwrap();
+    let exact = golden["perplexity"].as_f64().unwrap();
+    eprintln!("perplexity {ours:.4}; llama.cpp {theirs:.4}; in float32 {exact:.4}");
+    assert!((ours / theirs - 1.0).abs() < 0.005, "{ours}, llama.cpp has {theirs}");
+    assert!((ours / exact - 1.0).abs() < 0.005, "{ours}, {exact} in float32");
 }
 
 #[test]

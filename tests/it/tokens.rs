@@ -311,6 +311,12 @@ fn a_megabyte_is_encoded_in_time() {
             let took = start.elapsed();
             println!("{name} {kind}: {} bytes, {} tokens, {took:?}", text.len(), tokens.len());
             assert!(took < Duration::from_secs(5), "{name} {kind} took {took:?}");
+            let start = Instant::now();
+            let pieces = tokenizer.pieces(text, true).unwrap();
+            let took = start.elapsed();
+            println!("{name} {kind}: {} pieces, {took:?}", pieces.len());
+            assert_eq!(pieces.len(), tokens.len());
+            assert!(took < Duration::from_secs(20), "pieces of {name} {kind} took {took:?}");
         }
     }
     let template = template.unwrap();

@@ -236,19 +236,52 @@ async fn an_old_connection_is_closed_after_its_answer() {
 }
 
 #[tokio::test]
-async fn connections_above_the_cap_wait() {
-    let site = Site::open(Limits { max_connections: 2, ..LIMITS });
-    let mut held = vec![site.connect().await, site.connect().await];
-    for client in &mut held {
-        write(client, LIVEZ).await;
-        read_until(client, "ok\n").await;
+async fn a_connection_above_the_cap_waits_while_all_are_busy() {
+    let mut site = Site::open(Limits { max_connections: 2, ..LIMITS });
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut client = site.connect().await;
+        write(&mut client, &chat(true)).await;
+        held.push((site.submission().await, client));
     }
     let mut third = site.connect().await;
     write(&mut third, LIVEZ).await;
     let early = timeout(Duration::from_millis(100), third.read_u8()).await;
     assert!(early.is_err(), "the third connection was answered");
-    drop(held.pop());
+    for (sink, client) in &mut held {
+        done(sink, Finish::Stop, 1, 0);
+        read_until(client, "[DONE]\n\n\r\n0\r\n\r\n").await;
+    }
     read_until(&mut third, "ok\n").await;
+}
+
+#[tokio::test]
+async fn the_longest_idle_connection_makes_room() {
+    let site = Site::open(Limits { max_connections: 3, ..LIMITS });
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut client = site.connect().await;
+        write(&mut client, LIVEZ).await;
+        read_until(&mut client, "ok\n").await;
+        held.push(client);
+    }
+    // The first is used again: the second is now the one that was idle for longest.
+    write(&mut held[0], LIVEZ).await;
+    read_until(&mut held[0], "ok\n").await;
+    let mut newcomer = site.connect().await;
+    write(&mut newcomer, LIVEZ).await;
+    read_until(&mut newcomer, "ok\n").await;
+    assert_eq!(read_to_end(&mut held.remove(1)).await, "");
+    for client in &mut held {
+        write(client, LIVEZ).await;
+        read_until(client, "ok\n").await;
+    }
+    // Those who connect and say nothing hold nobody up either.
+    let silent = [site.connect().await, site.connect().await, site.connect().await];
+    let mut newcomer = site.connect().await;
+    write(&mut newcomer, LIVEZ).await;
+    read_until(&mut newcomer, "ok\n").await;
+    drop(silent);
 }
 
 #[tokio::test]
