@@ -25,7 +25,7 @@ class Peers:
     def __init__(self, cache, llama=None, python=None):
         self.cache = Path(cache)
         self.cache.mkdir(parents=True, exist_ok=True)
-        self.bin = Path(llama) if llama else self.cache / "llama.cpp" / "bin"
+        self.bin = Path(llama) if llama else self.cache / "llama.cpp" / "build" / "bin"
         self.python = Path(python) if python else self.cache / "venv" / "bin" / "python"
 
     def ensure_llama(self):
@@ -52,8 +52,7 @@ class Peers:
         run(
             "cmake", "-G", "Ninja", "-S", tree, "-B", build, "-DCMAKE_BUILD_TYPE=Release",
             "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
-            "-DLLAMA_BUILD_EXAMPLES=OFF",
-            f"-DCMAKE_RUNTIME_OUTPUT_DIRECTORY={self.bin}", env=environment,
+            "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF", env=environment,
         )
         run("cmake", "--build", build, "--target", *TARGETS, env=environment)
 
@@ -94,8 +93,8 @@ class Server:
     def resident_bytes(self):
         """What it takes of memory now, and took at most."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        kib = {line.split(":")[0]: line.split()[1] for line in status.splitlines()}
-        return int(kib["VmRSS"]) * 1024, int(kib["VmHWM"]) * 1024
+        kib = dict(line.split(":")[:2] for line in status.splitlines())
+        return tuple(int(kib[key].removesuffix("kB")) * 1024 for key in ["VmRSS", "VmHWM"])
 
     def stop(self):
         self.process.kill()

@@ -73,6 +73,8 @@ impl Shape {
 
 /// Keys and values of one KV head in one block of 32 positions.
 trait Block {
+    /// Dimension `d` is about to be read: a good time to ask for that of the next block.
+    fn ahead<S: Isa>(&self, _: S, _: usize) {}
     /// Dimension `d` of all 32 keys.
     fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2];
     /// Dimensions `c..c + 16` of value `t`.
@@ -174,9 +176,10 @@ fn pass<S: Isa, B: Block, const Q: usize>(
     let weighted = Weighted { visible, weights, rescale };
     let mut c = 0;
     while c < shape.head_dim {
+        // As many sums side by side as the registers hold.
         c += match shape.head_dim - c {
-            64.. => weighted.add::<S, B, 4>(s, block, sums, c),
-            32.. => weighted.add::<S, B, 2>(s, block, sums, c),
+            64.. if S::WIDE || Q == 1 => weighted.add::<S, B, 4>(s, block, sums, c),
+            32.. if S::WIDE || Q <= 2 => weighted.add::<S, B, 2>(s, block, sums, c),
             _ => weighted.add::<S, B, 1>(s, block, sums, c),
         };
     }
@@ -191,27 +194,61 @@ fn scores<S: Isa, B: Block, const Q: usize>(
     queries: &[Query; Q],
     shape: Shape,
 ) -> [[S::F; 2]; Q] {
-    let mut chains = [[[s.splat(0.0); 2]; 2]; Q];
+    let mut scores = [[s.splat(0.0); 2]; Q];
+    if S::WIDE {
+        score::<S, B, Q, 2>(s, block, (queries, 0), shape, &mut scores);
+        return scores;
+    }
+    // Few registers: half the positions at a time, for up to three queries.
+    for half in 0..2 {
+        let mut one = [[s.splat(0.0); 1]; Q];
+        if Q <= 3 {
+            score::<S, B, Q, 1>(s, block, (queries, half), shape, &mut one);
+        } else {
+            const { assert!(Q <= 3 || Q % 2 == 0) };
+            let pairs = queries.as_chunks::<2>().0.iter().zip(one.as_chunks_mut::<2>().0);
+            for (queries, one) in pairs {
+                score::<S, B, 2, 1>(s, block, (queries, half), shape, one);
+            }
+        }
+        for q in 0..Q {
+            scores[q][half] = one[q][0];
+        }
+    }
+    scores
+}
+
+/// As [`scores`], `N` halves of a block from half `first` on.
+#[inline(always)]
+fn score<S: Isa, B: Block, const Q: usize, const N: usize>(
+    s: S,
+    block: &B,
+    (queries, first): (&[Query; Q], usize),
+    shape: Shape,
+    scores: &mut [[S::F; N]; Q],
+) {
+    let mut chains = [[[s.splat(0.0); N]; 2]; Q];
     for d in (0..shape.head_dim).step_by(2) {
         for odd in 0..2 {
+            if first == 0 {
+                block.ahead(s, d + odd);
+            }
             let keys = block.keys(s, d + odd);
             for q in 0..Q {
                 // SAFETY: a query has `head_dim` values, an even number.
                 let x = s.splat(unsafe { *queries[q].values.add(d + odd) });
-                for half in 0..2 {
-                    chains[q][odd][half] = s.fma(x, keys[half], chains[q][odd][half]);
+                for half in 0..N {
+                    chains[q][odd][half] = s.fma(x, keys[first + half], chains[q][odd][half]);
                 }
             }
         }
     }
-    let mut scores = [[s.splat(0.0); 2]; Q];
     for q in 0..Q {
-        for half in 0..2 {
+        for half in 0..N {
             let sum = s.add(chains[q][0][half], chains[q][1][half]);
             scores[q][half] = s.mul(sum, s.splat(shape.scale));
         }
     }
-    scores
 }
 
 /// `Q` queries' weights for the 32 positions of a block.

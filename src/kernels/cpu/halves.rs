@@ -62,6 +62,13 @@ impl<'a> HalfLinearTask<'a> {
             r += match rows.end - r {
                 6.. if S::WIDE => self.tile::<S, 6, P>(s, panel, r),
                 4.. if S::WIDE => self.tile::<S, 4, P>(s, panel, r),
+                // Eight sums and the halves of a pair fill few registers.
+                4.. => {
+                    for p in panel..panel + P {
+                        self.tile::<S, 4, 1>(s, p, r);
+                    }
+                    4
+                }
                 2.. => self.tile::<S, 2, P>(s, panel, r),
                 _ => self.tile::<S, 1, P>(s, panel, r),
             };

@@ -64,7 +64,7 @@ impl<'a> LinearTask<'a> {
         while r < rows.end {
             r += match rows.end - r {
                 8.. if S::WIDE => self.quantised_tile::<S, 8>(s, input, panel, r),
-                4.. if S::WIDE => self.quantised_tile::<S, 4>(s, input, panel, r),
+                4.. => self.quantised_tile::<S, 4>(s, input, panel, r),
                 2.. => self.quantised_tile::<S, 2>(s, input, panel, r),
                 _ => self.quantised_tile::<S, 1>(s, input, panel, r),
             };
@@ -118,6 +118,13 @@ impl<'a> LinearTask<'a> {
             r += match rows.end - r {
                 6.. if S::WIDE => self.full_tile::<S, 6, P>(s, input, panel, r),
                 4.. if S::WIDE => self.full_tile::<S, 4, P>(s, input, panel, r),
+                // Twelve sums fill few registers best in one panel.
+                6.. => {
+                    for p in panel..panel + P {
+                        self.full_tile::<S, 6, 1>(s, input, p, r);
+                    }
+                    6
+                }
                 2.. => self.full_tile::<S, 2, P>(s, input, panel, r),
                 _ => self.full_tile::<S, 1, P>(s, input, panel, r),
             };

@@ -113,14 +113,22 @@ struct PagedBlock {
 
 impl Block for PagedBlock {
     #[inline(always)]
-    fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
+    fn ahead<S: Isa>(&self, s: S, d: usize) {
         debug_assert!(d < self.head_dim);
         let at = d * BLOCK_TOKENS;
-        // SAFETY: a head's keys are `[head_dim][32]`, its values as many; only earlier ops write
-        // KV.
+        // SAFETY: a head's keys are `[head_dim][32]`, its values as many.
         unsafe {
             s.prefetch(self.next.keys.add(at));
             s.prefetch(self.next.values.add(at));
+        }
+    }
+
+    #[inline(always)]
+    fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
+        debug_assert!(d < self.head_dim);
+        let at = d * BLOCK_TOKENS;
+        // SAFETY: a head's keys are `[head_dim][32]`; only earlier ops write KV.
+        unsafe {
             let keys = self.block.keys.add(at);
             [s.read_half(keys), s.read_half(keys.add(LANES))]
         }
