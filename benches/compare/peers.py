@@ -72,7 +72,9 @@ class Peers:
         if not to.exists():
             tool = self.bin / "llama-quantize"
             if tool.exists():
-                run(tool, "--allow-requantize", model, to, name, "2")
+                with open(self.cache / "quantise.log", "ab") as log:
+                    command = [tool, "--allow-requantize", model, to, name, "2"]
+                    run(*command, stdout=log, stderr=log)
             else:
                 script = Path(__file__).parent / "quantise.py"
                 environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(self.bin)}
