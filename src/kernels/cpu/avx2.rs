@@ -372,6 +372,29 @@ fn exact<const R: usize>(words: [[__m256i; 2]; R]) -> [Pair; R] {
 // other through a whole group of weights, which are more than the registers hold: it keeps their
 // halves on the stack, and takes a third longer (Zen 3, 2026-11).
 
+/// One row's part of [`add_products`]: its quad is `$at` bytes on.
+macro_rules! products {
+    ($at:literal, $low:literal, $high:literal) => {
+        concat!(
+            "vpbroadcastd {quad}, dword ptr [{from} + ",
+            $at,
+            "]\n",
+            "vpmaddubsw {products}, {low}, {quad}\n",
+            "vpmaddubsw {quad}, {high}, {quad}\n",
+            "vpaddw {",
+            $low,
+            "}, {",
+            $low,
+            "}, {products}\n",
+            "vpaddw {",
+            $high,
+            "}, {",
+            $high,
+            "}, {quad}\n",
+        )
+    };
+}
+
 /// Adds the products of unsigned bytes with quad `quad` of each row, in pairs.
 ///
 /// # Safety
@@ -385,26 +408,76 @@ unsafe fn add_products<const R: usize>(
     words: &mut [[__m256i; 2]; R],
 ) {
     debug_assert!(quad < GROUP / 4);
-    for (row, [low_sums, high_sums]) in rows.iter().zip(words) {
-        // SAFETY: reads four bytes of a row, and changes registers only.
+    // Four rows at once need one address, not four.
+    let (fours, last) = words.as_chunks_mut::<4>();
+    for (i, [[a0, b0], [a1, b1], [a2, b2], [a3, b3]]) in fours.iter_mut().enumerate() {
+        // SAFETY: reads four bytes of each of four rows, and changes registers only.
         unsafe {
             asm!(
-                "vpbroadcastd {quad}, dword ptr [{from}]",
-                "vpmaddubsw {products}, {low}, {quad}",
-                "vpmaddubsw {quad}, {high}, {quad}",
-                "vpaddw {low_sums}, {low_sums}, {products}",
-                "vpaddw {high_sums}, {high_sums}, {quad}",
-                from = in(reg) row.as_ptr().add(4 * quad),
+                products!(0, "a0", "b0"),
+                products!(32, "a1", "b1"),
+                products!(64, "a2", "b2"),
+                products!(96, "a3", "b3"),
+                from = in(reg) rows.as_ptr().add(4 * i).cast::<i8>().add(4 * quad),
                 low = in(ymm_reg) low,
                 high = in(ymm_reg) high,
-                low_sums = inout(ymm_reg) *low_sums,
-                high_sums = inout(ymm_reg) *high_sums,
+                a0 = inout(ymm_reg) *a0,
+                b0 = inout(ymm_reg) *b0,
+                a1 = inout(ymm_reg) *a1,
+                b1 = inout(ymm_reg) *b1,
+                a2 = inout(ymm_reg) *a2,
+                b2 = inout(ymm_reg) *b2,
+                a3 = inout(ymm_reg) *a3,
+                b3 = inout(ymm_reg) *b3,
                 quad = out(ymm_reg) _,
                 products = out(ymm_reg) _,
                 options(pure, readonly, nostack, preserves_flags),
             );
         }
     }
+    for ([a, b], row) in last.iter_mut().zip(&rows[R / 4 * 4..]) {
+        // SAFETY: as above, of one row.
+        unsafe {
+            asm!(
+                products!(0, "a", "b"),
+                from = in(reg) row.as_ptr().add(4 * quad),
+                low = in(ymm_reg) low,
+                high = in(ymm_reg) high,
+                a = inout(ymm_reg) *a,
+                b = inout(ymm_reg) *b,
+                quad = out(ymm_reg) _,
+                products = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// One row's part of [`add_signed_products`].
+macro_rules! signed_products {
+    ($at:literal, $low:literal, $high:literal) => {
+        concat!(
+            "vpbroadcastd {quad}, dword ptr [{from} + ",
+            $at,
+            "]\n",
+            "vpsignb {products}, {quad}, {low}\n",
+            "vpsignb {quad}, {quad}, {high}\n",
+            "vpmaddubsw {products}, {low_size}, {products}\n",
+            "vpmaddubsw {quad}, {high_size}, {quad}\n",
+            "vpmaddwd {products}, {products}, {ones}\n",
+            "vpmaddwd {quad}, {quad}, {ones}\n",
+            "vpaddd {",
+            $low,
+            "}, {",
+            $low,
+            "}, {products}\n",
+            "vpaddd {",
+            $high,
+            "}, {",
+            $high,
+            "}, {quad}\n",
+        )
+    };
 }
 
 /// Adds the products of signed bytes `w` with quad `quad` of each row, in fours, as |w| × ±a: two
@@ -422,27 +495,43 @@ unsafe fn add_signed_products<const R: usize>(
 ) {
     debug_assert!(quad < GROUP / 4);
     let ones = _mm256_set1_epi16(1);
-    for (row, [low_sums, high_sums]) in rows.iter().zip(dots) {
-        // SAFETY: reads four bytes of a row, and changes registers only.
+    let (low_size, high_size) = (_mm256_abs_epi8(low), _mm256_abs_epi8(high));
+    let (pairs, last) = dots.as_chunks_mut::<2>();
+    for (i, [[a0, b0], [a1, b1]]) in pairs.iter_mut().enumerate() {
+        // SAFETY: reads four bytes of each of two rows, and changes registers only.
         unsafe {
             asm!(
-                "vpbroadcastd {quad}, dword ptr [{from}]",
-                "vpsignb {products}, {quad}, {low}",
-                "vpsignb {quad}, {quad}, {high}",
-                "vpmaddubsw {products}, {low_size}, {products}",
-                "vpmaddubsw {quad}, {high_size}, {quad}",
-                "vpmaddwd {products}, {products}, {ones}",
-                "vpmaddwd {quad}, {quad}, {ones}",
-                "vpaddd {low_sums}, {low_sums}, {products}",
-                "vpaddd {high_sums}, {high_sums}, {quad}",
+                signed_products!(0, "a0", "b0"),
+                signed_products!(32, "a1", "b1"),
+                from = in(reg) rows.as_ptr().add(2 * i).cast::<i8>().add(4 * quad),
+                low = in(ymm_reg) low,
+                high = in(ymm_reg) high,
+                low_size = in(ymm_reg) low_size,
+                high_size = in(ymm_reg) high_size,
+                ones = in(ymm_reg) ones,
+                a0 = inout(ymm_reg) *a0,
+                b0 = inout(ymm_reg) *b0,
+                a1 = inout(ymm_reg) *a1,
+                b1 = inout(ymm_reg) *b1,
+                quad = out(ymm_reg) _,
+                products = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+    for ([a, b], row) in last.iter_mut().zip(&rows[R / 2 * 2..]) {
+        // SAFETY: as above, of one row.
+        unsafe {
+            asm!(
+                signed_products!(0, "a", "b"),
                 from = in(reg) row.as_ptr().add(4 * quad),
                 low = in(ymm_reg) low,
                 high = in(ymm_reg) high,
-                low_size = in(ymm_reg) _mm256_abs_epi8(low),
-                high_size = in(ymm_reg) _mm256_abs_epi8(high),
+                low_size = in(ymm_reg) low_size,
+                high_size = in(ymm_reg) high_size,
                 ones = in(ymm_reg) ones,
-                low_sums = inout(ymm_reg) *low_sums,
-                high_sums = inout(ymm_reg) *high_sums,
+                a = inout(ymm_reg) *a,
+                b = inout(ymm_reg) *b,
                 quad = out(ymm_reg) _,
                 products = out(ymm_reg) _,
                 options(pure, readonly, nostack, preserves_flags),
