@@ -101,7 +101,8 @@ pub struct Server {
     pub keep_alive: Duration,
     /// A connection older than this (± 10 %) is closed after its answer.
     pub max_connection_age: Duration,
-    /// More connections than this wait unaccepted.
+    /// One more takes the place of the one that has been idle for longest; while all are busy, it
+    /// waits.
     pub max_connections: usize,
     /// Largest request body.
     pub max_body_bytes: usize,

@@ -289,8 +289,8 @@ impl<S: Stream> AsyncRead for Timed<S> {
             return read;
         }
         match self.timer.as_mut().poll(context) {
-            // Makes room, as if the client had closed it.
-            Poll::Pending if self.slot.is_wanted() => Poll::Ready(Ok(())),
+            // Makes room, as if the client had closed it; not before its last answer is out.
+            Poll::Pending if self.slot.is_wanted() && self.stuck.is_none() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) if self.in_headers => {
                 let message = "the request's headers took too long";
