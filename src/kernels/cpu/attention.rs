@@ -205,7 +205,7 @@ fn scores<S: Isa, B: Block, const Q: usize>(
         if Q <= 3 {
             score::<S, B, Q, 1>(s, block, (queries, half), shape, &mut one);
         } else {
-            const { assert!(Q <= 3 || Q % 2 == 0) };
+            const { assert!(Q <= 3 || Q.is_multiple_of(2)) };
             let pairs = queries.as_chunks::<2>().0.iter().zip(one.as_chunks_mut::<2>().0);
             for (queries, one) in pairs {
                 score::<S, B, 2, 1>(s, block, (queries, half), shape, one);
