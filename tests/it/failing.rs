@@ -135,13 +135,15 @@ impl Flight {
     }
 }
 
-/// What probes get from now on, until nobody answers.
+/// What probes get now, and from now on until nobody answers.
 fn probe(server: &Server) -> JoinHandle<Vec<(u16, u16)>> {
     let urls = ["/livez", "/readyz"].map(|path| server.admin_url(path));
+    let ask = move || urls.each_ref().map(|url| get(url).0);
+    let first = ask();
     std::thread::spawn(move || {
-        let mut seen = Vec::new();
+        let mut seen = vec![(first[0], first[1])];
         loop {
-            let answers = urls.each_ref().map(|url| get(url).0);
+            let answers = ask();
             if answers.contains(&0) {
                 return seen;
             }
