@@ -44,7 +44,7 @@ fn is_attention(op: &Op) -> bool {
     matches!(op, Op::PagedAttention(_) | Op::PackedAttention(_))
 }
 
-/// The seconds of one step of `program`, with the ops that `holds` lets through only.
+/// The seconds of one run of `ready`, the best of all in [`TIME`].
 fn seconds(executor: &mut Executor, ready: &mut Ready) -> f64 {
     ready.run(executor);
     let (begun, mut best) = (Instant::now(), f64::INFINITY);
@@ -56,6 +56,7 @@ fn seconds(executor: &mut Executor, ready: &mut Ready) -> f64 {
     best
 }
 
+/// `program` with the ops that `holds` lets through only.
 fn only(mut program: Program, holds: fn(&Op, bool) -> bool) -> Program {
     let (mut index, last) = (0, program.ops.len() - 1);
     program.ops.retain(|op| {
