@@ -25,7 +25,7 @@ CHAT, ENCODE = "/v1/completions", "/v1/embeddings"
 class Bench:
     def __init__(self, args):
         self.args, self.quick, self.device = args, args.quick, args.device
-        self.seconds = 2.0 if args.quick else 15.0
+        self.seconds = args.seconds or (2.0 if args.quick else 15.0)
         self.tokens = 24 if args.quick else 256
 
     def folder(self, shape):
@@ -73,37 +73,45 @@ class Bench:
     def decode_1(self):
         bandwidth = self.peer("bandwidth")
         for shape, floor in [("qwen3-0.6b", 1200), ("llama-8b", None)]:
+            if shape != (self.args.only or shape):
+                continue
             with self.server({"model": shape}) as server:
                 seen = self.decode(server, 1)
+                step = server.step_seconds("decode")
             rate = 1 / statistics.median(seen.gaps)
             share = None
             if bandwidth:
                 share = rate * self.weight_bytes(shape) / bandwidth["bytes_a_second"]
             reached = rate >= floor if floor else share is not None and share >= 0.75
             self.say(reached, model=shape, tokens_a_second=rate, share_of_bandwidth=share,
-                     whole_requests_tokens_a_second=seen.tokens_a_second())
+                     whole_requests_tokens_a_second=seen.tokens_a_second(), step_seconds=step,
+                     ready_seconds=server.ready)
 
     def decode_64(self):
         with self.server({"model": "llama-8b"}) as server:
             ours = self.decode(server, 64).tokens_a_second()
+            step = server.step_seconds("decode")
         tokens = ["--batch", 64, "--tokens", 16 if self.quick else 128]
         compiled = [] if self.quick else ["--compile"]
         theirs = self.peer("decode", self.folder("llama-8b"), *tokens, *compiled)
         theirs = theirs and theirs["tokens_a_second"]
         self.say(theirs and ours >= 1.5 * theirs, ours=ours, transformers=theirs,
-                 ratio=theirs and ours / theirs)
+                 step_seconds=step, ratio=theirs and ours / theirs)
 
     def embeddings(self):
         for length in [32] if self.quick else [128, 512]:
+            if str(length) != (self.args.only or str(length)):
+                continue
             with self.server({"model": "bge-large"}) as server:
                 clients = [texts("model", length, 32, seed) for seed in range(4)]
                 seen = load([(server.address, ENCODE, clients)], self.seconds, 1.0)[0]
+                step = server.step_seconds("encode")
             ours = 32 * seen.answers_a_second()
             args = ["--length", length, "--batch", 64, "--seconds", self.seconds]
             theirs = self.peer("embed", self.folder("bge-large"), *args)
             theirs = theirs and theirs["texts_a_second"]
             self.say(theirs and ours >= 2 * theirs, tokens=length, ours=ours, peer=theirs,
-                     ratio=theirs and ours / theirs)
+                     step_seconds=step, ratio=theirs and ours / theirs)
 
     def mixed(self):
         with self.server({"chat": "qwen3-0.6b", "embed": "bge-large"}) as server:
@@ -189,6 +197,8 @@ def main():
     parser.add_argument("--binary", default=serving.default_binary())
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seconds", type=float, help="of each load")
+    parser.add_argument("--only", help="one shape of decode-1, one length of embeddings")
     args = parser.parse_args()
     ROWS[args.row](Bench(args))
 

@@ -1,6 +1,7 @@
 """Sconce over checkpoints of `make_checkpoint.py`, and load for it. Knows no figures."""
 
 import hashlib
+import itertools
 import json
 import os
 import selectors
@@ -51,6 +52,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def device_bytes():
+    """What is in use of the first GPU."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    return int(lines.splitlines()[0]) << 20
+
+
 class Server:
     """A server of `models`: folders by name. Ends with its `with` block."""
 
@@ -63,12 +71,14 @@ class Server:
             (home / "models" / f"{name}.toml").write_text(text)
         # Kept, for it remembers which files have been verified.
         cache = next(iter(map(Path, models.values()))).resolve().parent / "cache"
-        self.address = ("127.0.0.1", free_port())
+        self.address, self.admin = [("127.0.0.1", free_port()) for _ in range(2)]
         self.log = home / "log"
         command = [binary, "serve", "--host", "127.0.0.1", "--port", self.address[1],
-                   "--admin-host", "127.0.0.1", "--admin-port", free_port(),
+                   "--admin-host", "127.0.0.1", "--admin-port", self.admin[1],
                    "--models-dir", home / "models", "--cache-dir", cache,
                    "--device-kind", device, "--offline", *extra]
+        # By the device's own sum: in a container the driver's process numbers are the host's.
+        self.before = device_bytes() if device == "cuda" else 0
         self.device, self.patience, self.begun = device, patience, time.perf_counter()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([str(part) for part in command], stdout=log,
@@ -103,14 +113,20 @@ class Server:
     def memory_bytes(self):
         """Of the device; of the machine where that is the device."""
         if self.device == "cuda":
-            query = ["nvidia-smi", "--query-compute-apps=pid,used_memory",
-                     "--format=csv,noheader,nounits"]
-            lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-            rows = [line.split(",") for line in lines.splitlines() if "," in line]
-            return sum(int(used) << 20 for pid, used in rows if int(pid) == self.process.pid)
+            return device_bytes() - self.before
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) << 10
+
+    def step_seconds(self, kind):
+        """How long a step of a kind (decode, prefill, mixed, encode) took on the device, on
+        average since the start."""
+        text = client.get(self.admin, "/metrics")[1].decode()
+        found = lambda part: sum(
+            float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
+            if line.startswith(f"sconce_step_duration_seconds_{part}{{") and f'"{kind}"' in line
+        )
+        return found("sum") / count if (count := found("count")) else None
 
     def complete(self, model, tokens, count, **more):
         body = {"model": model, "prompt": tokens, "max_tokens": count, "temperature": 0,
@@ -187,10 +203,13 @@ def prompts(model, length, tokens, seed=0):
 
 
 def texts(model, length, batch, seed=0):
-    """Embedding requests without end, of `batch` inputs of `length` tokens."""
-    for body in prompts(model, length * batch, 1, seed):
+    """Embedding requests without end, of `batch` inputs of `length` tokens: a few that take turns,
+    for the thread that makes them is the one that looks at the clock."""
+    bodies = []
+    for body in itertools.islice(prompts(model, length * batch, 1, seed), 4):
         rows = [body["prompt"][i * length : (i + 1) * length] for i in range(batch)]
-        yield {"model": model, "input": rows, "encoding_format": "base64"}
+        bodies.append({"model": model, "input": rows, "encoding_format": "base64"})
+    return itertools.cycle(bodies)
 
 
 def default_binary():

@@ -254,8 +254,8 @@ pub enum Verify {
 /// `[scheduler]`
 #[derive(Debug, Clone)]
 pub struct Scheduler {
-    /// A step should take no longer.
-    pub step_target: Duration,
+    /// A step should take no longer; none: what suits the device.
+    pub step_target: Option<Duration>,
     /// Bytes of the KV region; none: decided at start.
     pub kv_bytes: Option<u64>,
 }
@@ -406,6 +406,6 @@ impl Default for Models {
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { step_target: Duration::from_millis(25), kv_bytes: None }
+        Self { step_target: None, kv_bytes: None }
     }
 }

@@ -205,8 +205,11 @@ const LIMITS: &[Setting] = &[
     Setting {
         key: "scheduler.step_target_seconds",
         env: &[],
-        set: |c, t| seconds(t, 0.001..=1.0).map(|v| c.scheduler.step_target = v),
-        get: |c| c.scheduler.step_target.as_secs_f64().to_string(),
+        set: |c, t| seconds(t, 0.001..=1.0).map(|v| c.scheduler.step_target = Some(v)),
+        get: |c| {
+            let target = c.scheduler.step_target;
+            target.map(|target| target.as_secs_f64().to_string()).unwrap_or_default()
+        },
     },
     Setting {
         key: "scheduler.kv_bytes",

@@ -170,7 +170,15 @@ impl Runner for GpuRunner {
             Some(device) => failed(&device.clone().into()),
             None => StepError::step(error.to_string()),
         })?;
-        let graphs = self.executor.record(index).map_err(|error| failed(&error.into()))?;
+        let graphs = match self.executor.record(index) {
+            Ok(graphs) => graphs,
+            // Launches do without, a poisoned context does not.
+            Err(error) if !error.fault.is_sticky() => {
+                tracing::warn!(%lane, %error, "no graphs were recorded: each kernel is launched");
+                0
+            }
+            Err(error) => return Err(failed(&error.into())),
+        };
         self.lanes[index].layers = Some(program.kv.map_or(0, |kv| kv.layers as u32));
         tracing::info!(%lane, bytes, graphs, "model is on the device");
         Ok(())

@@ -40,6 +40,10 @@ use crate::store::progress::Progress;
 use crate::telemetry::Telemetry;
 use crate::weights::LoadError;
 
+/// How long a step may take on a CPU and on a GPU, unless the configuration says so: what a token
+/// of one model waits for the work of another.
+const STEP_TARGET: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(8));
+
 /// Execution slots of a CPU, and uncommitted steps a slot: it computes while it is asked.
 pub const CPU_SLOTS: (u8, u8) = (1, 1);
 
@@ -162,6 +166,8 @@ impl Startup {
         let mut gpu = self.open_gpu()?;
         let dtypes = self.dtypes(gpu.is_some())?;
         let slots = if gpu.is_some() { GPU_SLOTS } else { CPU_SLOTS };
+        let usual = if gpu.is_some() { STEP_TARGET.1 } else { STEP_TARGET.0 };
+        let target = self.config.scheduler.step_target.unwrap_or(usual);
         let files = self.fetch(progress)?;
         let mut lanes = Vec::new();
         for (((manifest, model), files), dtype) in self.models().zip(&files).zip(dtypes) {
@@ -173,14 +179,15 @@ impl Startup {
         let usual = if gpu.is_some() { GPU_PATIENCE } else { CPU_PATIENCE };
         let patience = self.config.device.stall.unwrap_or(usual);
         let mut runner = self.runner(lanes.len(), pages, gpu)?;
-        let (scheduler, tried) = match self.assemble(&lanes, loaded, pages, (&mut *runner, slots)) {
-            Ok(assembled) => assembled,
-            Err(error) => {
-                // Giving memory back would wait for a device that may never answer again.
-                std::mem::forget(runner);
-                return Err(error);
-            }
-        };
+        let (scheduler, tried) =
+            match self.assemble(&lanes, loaded, pages, (&mut *runner, slots, target)) {
+                Ok(assembled) => assembled,
+                Err(error) => {
+                    // Giving memory back would wait for a device that may never answer again.
+                    std::mem::forget(runner);
+                    return Err(error);
+                }
+            };
         let machine = Machine { runner, lanes: tried, slots };
         let later = lanes.into_iter().enumerate().filter(|(_, lane)| !lane.preload);
         let later = later.map(|(index, lane)| Later {
@@ -427,7 +434,7 @@ impl Startup {
         lanes: &[Opening],
         loaded: Vec<Option<LoadedModel>>,
         pages: Pages,
-        (runner, slots): (&mut dyn Runner, (u8, u8)),
+        (runner, slots, target): (&mut dyn Runner, (u8, u8), Duration),
     ) -> Result<(Scheduler, Lanes), StartError> {
         let scratch = Scratch { first: pages.count };
         let (mut configs, mut tried) = (Vec::new(), Vec::new());
@@ -452,7 +459,7 @@ impl Startup {
             configs.push(config);
         }
         let config = SchedulerConfig {
-            step_target: Micros(self.config.scheduler.step_target.as_micros() as u64),
+            step_target: Micros(target.as_micros() as u64),
             slots: slots.0,
             depth: slots.1,
             kv_pages: pages.count,

@@ -21,6 +21,10 @@ const DRIVER_OLDEST: i32 = 13_000;
 const LOOK: Duration = Duration::from_micros(200);
 const NAP: Duration = Duration::from_micros(20);
 
+/// The first architecture, as PTX counts, whose kernels wait for each other (`begin` in
+/// `intrinsics.cuh`).
+const OVERLAP_OLDEST: i32 = 90;
+
 /// Shared memory that every kernel may use without asking.
 const SHARED_FREE: u32 = 48 << 10;
 
@@ -35,10 +39,19 @@ pub(super) struct Driver {
     /// The thread that the context is current in.
     bound: Option<ThreadId>,
     memory: Vec<Address>,
-    kernels: Vec<(String, sys::CUfunction)>,
+    kernels: Vec<Kernel>,
     host: Vec<Pinned>,
     timers: Vec<[sys::CUevent; 2]>,
     graphs: Vec<sys::CUgraphExec>,
+}
+
+/// A kernel of the module.
+#[derive(Debug)]
+struct Kernel {
+    name: String,
+    function: sys::CUfunction,
+    /// It waits for the one before it by itself, and may be begun while that one still runs.
+    overlaps: bool,
 }
 
 /// Page-locked memory, cached by the processor.
@@ -229,7 +242,7 @@ impl Gpu for Driver {
 
     fn kernel(&mut self, name: &str, shared: u32) -> Result<KernelId, GpuError> {
         self.bind()?;
-        if let Some(index) = self.kernels.iter().position(|(known, _)| known == name) {
+        if let Some(index) = self.kernels.iter().position(|known| known.name == name) {
             return Ok(KernelId(index));
         }
         let symbol = CString::new(name)
@@ -246,7 +259,14 @@ impl Gpu for Driver {
             let set = unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) };
             check("cuFuncSetAttribute", set)?;
         }
-        self.kernels.push((name.to_owned(), function));
+        // Of what the code was compiled from, not of the chip: it may be PTX of an older one.
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+        let mut version = 0;
+        // SAFETY: the function was found just now; the driver writes one number.
+        let asked = unsafe { sys::cuFuncGetAttribute(&raw mut version, attribute, function) };
+        check("cuFuncGetAttribute", asked)?;
+        let overlaps = version >= OVERLAP_OLDEST;
+        self.kernels.push(Kernel { name: name.to_owned(), function, overlaps });
         Ok(KernelId(self.kernels.len() - 1))
     }
 
@@ -343,26 +363,32 @@ impl Gpu for Driver {
 
     fn launch(&mut self, launch: &Launch<'_>) -> Result<(), GpuError> {
         let Launch { kernel, grid: [x, y, z], threads, shared, arguments } = *launch;
-        let function = self.kernels[kernel.0].1;
+        let Kernel { function, overlaps, .. } = self.kernels[kernel.0];
         let mut parameters = [arguments.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one struct, which the driver copies before it returns.
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(overlaps),
+        };
+        // SAFETY: the kernel takes one struct, which the driver copies before it returns, as it
+        // does the attribute.
         let launched = unsafe {
             let parameters = parameters.as_mut_ptr();
-            sys::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                self.stream,
-                parameters,
-                null_mut(),
-            )
+            sys::cuLaunchKernelEx(&raw const config, function, parameters, null_mut())
         };
-        check("cuLaunchKernel", launched)
+        check("cuLaunchKernelEx", launched)
     }
 
     fn timer(&mut self) -> Result<TimerId, GpuError> {

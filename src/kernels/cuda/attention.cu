@@ -30,6 +30,8 @@ __device__ __forceinline__ Split split_of(u32 length, u32 index) {
     u32 blocks = (length + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     u32 count = min(SPLITS_MAX, (blocks + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS);
     u32 each = (blocks + count - 1) / count;
+    // Rounded up, fewer may do: none is empty, for it would have no peak to be weighed by.
+    count = (blocks + each - 1) / each;
     return {min(index * each, blocks), min((index + 1) * each, blocks), count};
 }
 
@@ -59,6 +61,7 @@ __device__ __forceinline__ void load_block(unsigned char *to, const u16 *block, 
 template <int SIZE, int WARPS>
 __device__ __forceinline__ void attend_small(const AttentionArgs &a) {
     SHARED_MEMORY(shared);
+    begin();
     if (blockIdx.z >= a.step->small_tiles) return;
     Tile tile = a.step->small[blockIdx.z];
     Span span = a.step->span[tile.span];
@@ -75,11 +78,16 @@ __device__ __forceinline__ void attend_small(const AttentionArgs &a) {
     });
     unsigned char *memory = shared + warp * SIZE * 128;
     const u32 visible[2] = {length, length};
-    for (u32 index = split.first + warp; index < split.end; index += WARPS) {
-        const u16 *block = cache_block(a.cache, a.step, span.blocks, index);
-        u32 first = index * BLOCK_TOKENS;
+    // Where a block lies is looked up while the one before it is on its way.
+    const u16 *next = nullptr;
+    u32 own = split.first + warp;
+    if (own < split.end) next = cache_block(a.cache, a.step, span.blocks, own);
+    for (u32 index = own; index < split.end; index += WARPS) {
+        const u16 *block = next;
+        u32 first = index * BLOCK_TOKENS, after = index + WARPS;
         load_block<SIZE>(memory, block, a.cache, head, length - first, lane, 32);
         copy_commit();
+        if (after < split.end) next = cache_block(a.cache, a.step, span.blocks, after);
         copy_wait<0>();
         __syncwarp();
         float scores[4][4] = {};
@@ -135,6 +143,7 @@ __device__ __forceinline__ void attend_small(const AttentionArgs &a) {
 /// Adds up splits. Grid: KV heads, tiles.
 extern "C" __global__ void __launch_bounds__(ATTENTION_THREADS)
 attend_merge(const __grid_constant__ AttentionArgs a) {
+    begin();
     if (blockIdx.y >= a.step->small_tiles) return;
     Tile tile = a.step->small[blockIdx.y];
     Span span = a.step->span[tile.span];
@@ -218,6 +227,7 @@ struct Packed {
 template <int SIZE, class Source>
 __device__ __forceinline__ void attend_large(const AttentionArgs &a) {
     SHARED_MEMORY(shared);
+    begin();
     if (blockIdx.x >= a.step->large_tiles) return;
     Tile tile = a.step->large[blockIdx.x];
     Span span = a.step->span[tile.span];

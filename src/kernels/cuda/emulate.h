@@ -74,6 +74,9 @@ inline u32 as_bits(float x) {
 #define blockIdx emulate::block_index
 #define blockDim emulate::block_size
 #define gridDim emulate::grid_size
+/// Kernels run one after the other here.
+inline void begin() {}
+
 #define SHARED_MEMORY(name) unsigned char *name = emulate::shared_memory
 
 inline void __syncthreads() { emulate::block_barrier(); }

@@ -9,6 +9,16 @@ using u64 = unsigned long long;
 extern __shared__ __align__(16) unsigned char shared_memory[];
 #define SHARED_MEMORY(name) unsigned char *name = shared_memory
 
+/// Every kernel's first words, before it reads anything that a kernel before it may have written:
+/// on chips that begin a kernel while the one before it still runs, waits for that one, and lets
+/// the next one begin.
+__device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+#endif
+}
+
 // Conversions, to nearest even.
 
 __device__ __forceinline__ u16 to_bf16(float x) {

@@ -48,20 +48,30 @@ pub(super) enum Call {
     /// One kernel.
     Plain { kernel: KernelId, threads: u32, shared: u32, grid: Grid, arguments: Box<[u8]> },
     /// A product: the kernel depends on the number of rows.
-    Product { kernels: [Option<Tiled>; 4], outputs: u32, gathered: bool, arguments: Box<[u8]> },
+    Product { kernels: Kernels, outputs: u32, gathered: bool, arguments: Box<[u8]> },
 }
 
-/// Names of a product's kernels for up to 16, 32, 64 and more rows.
+/// Names of a product's kernels, in the order of [`FEW_TILES`] and [`MANY_TILES`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProductNames {
-    pub(super) few: [&'static str; 3],
-    pub(super) many: Option<&'static str>,
+    pub(super) few: [&'static str; FEW_TILES.len()],
+    pub(super) many: Option<[&'static str; MANY_TILES.len()]>,
 }
 
-/// Rows that a block of the `few` kernels takes, and outputs.
-const FEW_ROWS: [u32; 3] = [16, 32, 64];
-const FEW_OUTPUTS: u32 = 16;
-const MANY_TILE: u32 = 128;
+/// Rows and outputs of a block of `linear.cu`.
+const FEW_TILES: [(u32, u32); 5] = [(16, 8), (16, 16), (32, 16), (64, 16), (64, 32)];
+
+/// Rows and outputs of a block of `product.cu`.
+const MANY_TILES: [(u32, u32); 2] = [(128, 128), (128, 256)];
+
+/// A product's kernels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernels {
+    few: [Tiled; FEW_TILES.len()],
+    many: Option<[Tiled; MANY_TILES.len()]>,
+    /// Blocks that the device runs at once, at least.
+    processors: u32,
+}
 
 impl Call {
     /// A kernel with a fixed block.
@@ -89,21 +99,24 @@ impl Call {
         (outputs, gathered): (u32, bool),
         arguments: &A,
     ) -> Result<Self, GpuError> {
-        let mut kernels = [None; 4];
-        for (i, name) in names.few.into_iter().enumerate() {
-            // Eight warps' sums: `linear.cu`.
-            let shared = 8 * FEW_ROWS[i] * FEW_OUTPUTS * 4;
-            let kernel = gpu.kernel(name, shared)?;
-            let tile = (FEW_ROWS[i], FEW_OUTPUTS);
-            kernels[i] = Some(Tiled { kernel, threads: 256, shared, tile });
+        let mut tiled = |name, tile: (u32, u32), shared| -> Result<Tiled, GpuError> {
+            Ok(Tiled { kernel: gpu.kernel(name, shared)?, threads: 256, shared, tile })
+        };
+        // Eight warps' sums: `linear.cu`.
+        let mut few = Vec::with_capacity(FEW_TILES.len());
+        for (name, tile) in names.few.into_iter().zip(FEW_TILES) {
+            few.push(tiled(name, tile, 8 * tile.0 * tile.1 * 4)?);
         }
-        if let Some(name) = names.many {
-            // Three stages of two tiles of 32 values: `product.cu`.
-            let shared = 3 * 2 * MANY_TILE * 32 * 2;
-            let kernel = gpu.kernel(name, shared)?;
-            let tile = (MANY_TILE, MANY_TILE);
-            kernels[3] = Some(Tiled { kernel, threads: 256, shared, tile });
+        // Four stages of two tiles of 32 values: `product.cu`.
+        let mut many = Vec::with_capacity(MANY_TILES.len());
+        for (name, tile) in names.many.into_iter().flatten().zip(MANY_TILES) {
+            many.push(tiled(name, tile, 4 * (tile.0 + tile.1) * 32 * 2)?);
         }
+        let kernels = Kernels {
+            few: few.try_into().expect("one for each tile"),
+            many: many.try_into().ok(),
+            processors: gpu.info().processors,
+        };
         let arguments = bytes_of(arguments).into();
         Ok(Call::Product { kernels, outputs, gathered, arguments })
     }
@@ -123,7 +136,7 @@ impl Call {
             },
             Call::Product { kernels, outputs, gathered, arguments } => {
                 let rows = if *gathered { counts.gathered } else { counts.rows };
-                let Tiled { kernel, threads, shared, tile } = suited(kernels, rows);
+                let Tiled { kernel, threads, shared, tile } = kernels.suited(rows, *outputs);
                 let grid = [outputs.div_ceil(tile.1), rows.div_ceil(tile.0), 1];
                 Launch { kernel, grid, threads, shared, arguments }
             }
@@ -135,12 +148,24 @@ impl Call {
     }
 }
 
-/// The kernel for this many rows: the smallest that takes them all in one go, else the one for
-/// many, else the largest several times.
-fn suited(kernels: &[Option<Tiled>; 4], rows: u32) -> Tiled {
-    let few = kernels[..3].iter().flatten().find(|tiled| tiled.tile.0 >= rows);
-    let fallback = kernels.iter().flatten().next_back();
-    *few.or(fallback).expect("a product has kernels for few rows")
+impl Kernels {
+    /// The kernel for this many rows: one that takes them all in one go, else one for many, else
+    /// the largest several times. Of several, that with the largest tile which leaves no processor
+    /// without a block, for it reads least.
+    fn suited(&self, rows: u32, outputs: u32) -> Tiled {
+        let enough = |tiled: &&Tiled| {
+            let (of, to) = tiled.tile;
+            rows.div_ceil(of) * outputs.div_ceil(to) >= self.processors
+        };
+        let tallest = FEW_TILES[FEW_TILES.len() - 1].0;
+        let least = FEW_TILES.iter().map(|tile| tile.0).find(|of| *of >= rows).unwrap_or(tallest);
+        let few = self.few.iter().filter(|tiled| tiled.tile.0 == least);
+        let choice: Vec<&Tiled> = match &self.many {
+            Some(many) if rows > tallest => many.iter().collect(),
+            _ => few.collect(),
+        };
+        **choice.iter().rev().find(|tiled| enough(tiled)).unwrap_or(&choice[0])
+    }
 }
 
 impl Grid {

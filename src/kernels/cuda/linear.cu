@@ -23,13 +23,31 @@ struct LinearArgs {
     u32 unused;
 };
 
-__device__ __forceinline__ void finish(const LinearArgs &a, u32 row, u32 output, float y) {
+__device__ __forceinline__ float finished(const LinearArgs &a, u32 row, u32 output, float y) {
     if (a.bias) y += a.bias[output];
     if (a.epilogue == ADD) y += read(a.output, row, output);
     if (a.epilogue == GELU) y = 0.5f * y * (1.0f + erff(y * 0.70710678f));
     if (a.epilogue == TANH) y = tanhf(y);
     if (a.epilogue == RELU) y = y > 0.0f ? y : 0.0f;
-    write(a.output, row, output, y);
+    return y;
+}
+
+__device__ __forceinline__ void finish(const LinearArgs &a, u32 row, u32 output, float y) {
+    write(a.output, row, output, finished(a, row, output, y));
+}
+
+/// Two outputs of a row, the first with an even number.
+__device__ __forceinline__ void finish_pair(const LinearArgs &a, u32 row, u32 output, float x,
+                                            float y) {
+    x = finished(a, row, output, x);
+    bool both = output + 1 < a.weight.outputs;
+    if (both) y = finished(a, row, output + 1, y);
+    if (both && a.output.half && a.output.stride % 2 == 0) {
+        ((u32 *)a.output.data)[((u64)row * a.output.stride + output) / 2] = pack_bf16(x, y);
+        return;
+    }
+    write(a.output, row, output, x);
+    if (both) write(a.output, row, output + 1, y);
 }
 
 // The order of inputs inside a product is free if both sides agree. Lane (g, t) loads 8
@@ -157,15 +175,28 @@ using Q8Halves = Quants<8, true, true>;
 template <class W, int MT, int NT>
 __device__ __forceinline__ void linear(const LinearArgs &a) {
     SHARED_MEMORY(shared);
-    u32 rows = row_count(a.step, a.gathered);
     u32 first_row = blockIdx.y * 16 * MT, first_output = blockIdx.x * 8 * NT;
-    if (first_row >= rows) return;
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float sums[MT][NT][4] = {};
-    for (u32 super = warp; super < a.weight.supers; super += LINEAR_WARPS) {
-        W weights[NT];
+    // Weights are nobody's results: the first are on their way before this kernel's turn comes.
+    // Where there are registers, so are the next while some are multiplied.
+    constexpr bool AHEAD = MT * NT <= 4;
+    W weights[NT], next[NT];
+    // Matrices are padded to 16 outputs: a wider block has none for its second half at the end.
+    u32 last = (a.weight.outputs + 15) / 16 * 16 - 8;
+    auto load = [&](W (&to)[NT], u32 super) {
+        if (super >= a.weight.supers) return;
 #pragma unroll
-        for (int n = 0; n < NT; ++n) weights[n].load(a.weight, first_output + 8 * n, super, g, t);
+        for (int n = 0; n < NT; ++n) {
+            to[n].load(a.weight, min(first_output + 8 * n, last), super, g, t);
+        }
+    };
+    load(weights, warp);
+    begin();
+    u32 rows = row_count(a.step, a.gathered);
+    if (first_row >= rows) return;
+    for (u32 super = warp; super < a.weight.supers; super += LINEAR_WARPS) {
+        if (AHEAD) load(next, super + LINEAR_WARPS);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             u32 column = super * SUPER + 32 * j;
@@ -203,6 +234,12 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
                 }
             }
         }
+        if (AHEAD) {
+#pragma unroll
+            for (int n = 0; n < NT; ++n) weights[n] = next[n];
+        } else {
+            load(weights, super + LINEAR_WARPS);
+        }
     }
     constexpr int CELLS = 16 * MT * 8 * NT;
     float *parts = (float *)shared;
@@ -230,23 +267,35 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     extern "C" __global__ void __launch_bounds__(32 * LINEAR_WARPS)    \
     name(const __grid_constant__ LinearArgs a) { linear<W, MT, NT>(a); }
 
-LINEAR(linear_bf16_16, Bf16, 1, 2)
-LINEAR(linear_bf16_32, Bf16, 2, 2)
-LINEAR(linear_bf16_64, Bf16, 4, 2)
-LINEAR(linear_q4_16, Q4, 1, 2)
-LINEAR(linear_q4_32, Q4, 2, 2)
-LINEAR(linear_q4_64, Q4, 4, 2)
-LINEAR(linear_q4h_16, Q4Halves, 1, 2)
-LINEAR(linear_q4h_32, Q4Halves, 2, 2)
-LINEAR(linear_q4h_64, Q4Halves, 4, 2)
-LINEAR(linear_q8_16, Q8, 1, 2)
-LINEAR(linear_q8_32, Q8, 2, 2)
-LINEAR(linear_q8_64, Q8, 4, 2)
-LINEAR(linear_q8m_16, Q8Minimum, 1, 2)
-LINEAR(linear_q8m_32, Q8Minimum, 2, 2)
-LINEAR(linear_q8m_64, Q8Minimum, 4, 2)
-LINEAR(linear_q8h_16, Q8Halves, 1, 2)
-LINEAR(linear_q8h_32, Q8Halves, 2, 2)
-LINEAR(linear_q8h_64, Q8Halves, 4, 2)
+LINEAR(linear_bf16_16x8, Bf16, 1, 1)
+LINEAR(linear_bf16_16x16, Bf16, 1, 2)
+LINEAR(linear_bf16_32x16, Bf16, 2, 2)
+LINEAR(linear_bf16_64x16, Bf16, 4, 2)
+LINEAR(linear_bf16_64x32, Bf16, 4, 4)
+LINEAR(linear_q4_16x8, Q4, 1, 1)
+LINEAR(linear_q4_16x16, Q4, 1, 2)
+LINEAR(linear_q4_32x16, Q4, 2, 2)
+LINEAR(linear_q4_64x16, Q4, 4, 2)
+LINEAR(linear_q4_64x32, Q4, 4, 4)
+LINEAR(linear_q4h_16x8, Q4Halves, 1, 1)
+LINEAR(linear_q4h_16x16, Q4Halves, 1, 2)
+LINEAR(linear_q4h_32x16, Q4Halves, 2, 2)
+LINEAR(linear_q4h_64x16, Q4Halves, 4, 2)
+LINEAR(linear_q4h_64x32, Q4Halves, 4, 4)
+LINEAR(linear_q8_16x8, Q8, 1, 1)
+LINEAR(linear_q8_16x16, Q8, 1, 2)
+LINEAR(linear_q8_32x16, Q8, 2, 2)
+LINEAR(linear_q8_64x16, Q8, 4, 2)
+LINEAR(linear_q8_64x32, Q8, 4, 4)
+LINEAR(linear_q8m_16x8, Q8Minimum, 1, 1)
+LINEAR(linear_q8m_16x16, Q8Minimum, 1, 2)
+LINEAR(linear_q8m_32x16, Q8Minimum, 2, 2)
+LINEAR(linear_q8m_64x16, Q8Minimum, 4, 2)
+LINEAR(linear_q8m_64x32, Q8Minimum, 4, 4)
+LINEAR(linear_q8h_16x8, Q8Halves, 1, 1)
+LINEAR(linear_q8h_16x16, Q8Halves, 1, 2)
+LINEAR(linear_q8h_32x16, Q8Halves, 2, 2)
+LINEAR(linear_q8h_64x16, Q8Halves, 4, 2)
+LINEAR(linear_q8h_64x32, Q8Halves, 4, 4)
 
 #undef LINEAR

@@ -402,14 +402,26 @@ impl Lowering<'_> {
 
 /// The product kernels of a format. Quantised products of many rows go by the kernel for 64.
 fn names(format: MatrixFormat, deterministic: bool) -> ProductNames {
+    macro_rules! few {
+        ($of:literal) => {
+            [
+                concat!("linear_", $of, "_16x8"),
+                concat!("linear_", $of, "_16x16"),
+                concat!("linear_", $of, "_32x16"),
+                concat!("linear_", $of, "_64x16"),
+                concat!("linear_", $of, "_64x32"),
+            ]
+        };
+    }
     let few = match format {
-        MatrixFormat::Bf16 => ["linear_bf16_16", "linear_bf16_32", "linear_bf16_64"],
-        MatrixFormat::Q4 => ["linear_q4_16", "linear_q4_32", "linear_q4_64"],
-        MatrixFormat::Q4Halves => ["linear_q4h_16", "linear_q4h_32", "linear_q4h_64"],
-        MatrixFormat::Q8 => ["linear_q8_16", "linear_q8_32", "linear_q8_64"],
-        MatrixFormat::Q8Minimum => ["linear_q8m_16", "linear_q8m_32", "linear_q8m_64"],
-        MatrixFormat::Q8Halves => ["linear_q8h_16", "linear_q8h_32", "linear_q8h_64"],
+        MatrixFormat::Bf16 => few!("bf16"),
+        MatrixFormat::Q4 => few!("q4"),
+        MatrixFormat::Q4Halves => few!("q4h"),
+        MatrixFormat::Q8 => few!("q8"),
+        MatrixFormat::Q8Minimum => few!("q8m"),
+        MatrixFormat::Q8Halves => few!("q8h"),
     };
-    let many = (format == MatrixFormat::Bf16 && !deterministic).then_some("product_bf16");
+    let tiled = format == MatrixFormat::Bf16 && !deterministic;
+    let many = tiled.then_some(["product_bf16_128", "product_bf16_256"]);
     ProductNames { few, many }
 }

@@ -12,7 +12,9 @@
 //! So a lane of `linear.cu` finds what it multiplies with one 16-byte load.
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 
 use half::{bf16, f16};
 
@@ -28,8 +30,11 @@ const SUPER: usize = 128;
 /// Outputs are padded to a multiple of this.
 const OUTPUTS: usize = 16;
 
-/// Rows that are converted at a time: bounds what the host holds twice.
-const CHUNK: usize = 256;
+/// Bytes that are converted and copied at a time: bounds what the host holds twice.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// Bytes for which another thread pays.
+const THREAD_BYTES: usize = 1 << 20;
 
 /// How a matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,17 +135,13 @@ impl Uploads {
             0 => Address(0),
             bytes => self.reserve(gpu, rows * supers * bytes)?,
         };
-        for first in (0..packed.n).step_by(CHUNK) {
-            let count = CHUNK.min(packed.n - first);
-            let mut piece = Pieces::new(format, count * supers);
-            for row in 0..count {
-                piece.put(packed, first + row, row * supers);
-            }
-            gpu.upload(values.plus(first * supers * value_bytes), &piece.values)?;
+        convert(packed, format, |first, pieces| {
+            gpu.upload(values.plus(first * supers * value_bytes), &pieces.values)?;
             if scale_bytes > 0 {
-                gpu.upload(scales.plus(first * supers * scale_bytes), &piece.scales)?;
+                gpu.upload(scales.plus(first * supers * scale_bytes), &pieces.scales)?;
             }
-        }
+            Ok(())
+        })?;
         let matrix = Matrix {
             values: values.0,
             scales: scales.0,
@@ -185,6 +186,45 @@ impl Uploads {
     }
 }
 
+/// Gives all rows of a matrix in device form to `take`, some at a time and in order, with the number
+/// of the first. Other threads convert those that come next meanwhile.
+fn convert(
+    packed: &Packed,
+    format: MatrixFormat,
+    mut take: impl FnMut(usize, Pieces) -> Result<(), GpuError>,
+) -> Result<(), GpuError> {
+    let (value_bytes, scale_bytes) = format.piece_bytes();
+    let supers = packed.k.div_ceil(SUPER);
+    let row_bytes = (supers * (value_bytes + scale_bytes)).max(1);
+    let chunk = (CHUNK_BYTES / row_bytes).clamp(1, packed.n.max(1));
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let each = chunk.div_ceil(cores).max(THREAD_BYTES / row_bytes).max(1);
+    let part = |first: usize, end: usize| {
+        let mut pieces = Pieces::new(format, (end - first) * supers);
+        (first..end).for_each(|row| pieces.put(packed, row, (row - first) * supers));
+        (first, pieces)
+    };
+    std::thread::scope(|scope| {
+        let part = &part;
+        let begin = |first: usize| -> Vec<ScopedJoinHandle<'_, (usize, Pieces)>> {
+            let end = packed.n.min(first + chunk);
+            let starts = (first..end).step_by(each);
+            starts.map(|at| scope.spawn(move || part(at, end.min(at + each)))).collect()
+        };
+        let mut chunks = (0..packed.n).step_by(chunk).map(begin);
+        let mut now = chunks.next();
+        while let Some(workers) = now {
+            now = chunks.next();
+            for worker in workers {
+                let joined = worker.join();
+                let (first, pieces) = joined.unwrap_or_else(|panic| resume_unwind(panic));
+                take(first, pieces)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Some rows in device form.
 struct Pieces {
     format: MatrixFormat,
@@ -200,6 +240,9 @@ impl Pieces {
 
     /// Row `row` of `packed`, from piece `first` on.
     fn put(&mut self, packed: &Packed, row: usize, first: usize) {
+        if packed.format == PackedFormat::Bf16 {
+            return packed.read_halves(row, &mut self.values[first * 2 * SUPER..]);
+        }
         if self.format == MatrixFormat::Bf16 {
             let mut values = vec![0.0; packed.k];
             packed.read_row(row, &mut values);

@@ -24,8 +24,17 @@ mod tests;
 
 /// All kernels, compiled for each chip that we know, and as PTX for those to come.
 #[cfg(feature = "cuda")]
-pub const IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+pub static IMAGE: &[u8] = &ALIGNED.0;
+
+/// The driver reads it in words.
+#[cfg(feature = "cuda")]
+#[repr(align(16))]
+struct Aligned<T>(T);
+
+#[cfg(feature = "cuda")]
+static ALIGNED: Aligned<[u8; include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")).len()]> =
+    Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
 
 /// This program was built without CUDA.
 #[cfg(not(feature = "cuda"))]
-pub const IMAGE: &[u8] = &[];
+pub static IMAGE: &[u8] = &[];

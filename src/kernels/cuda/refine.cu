@@ -167,6 +167,7 @@ __device__ __forceinline__ void score(const RefineArgs &a, const Detail &d, cons
 /// A block a detail, after all draws.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
 refine(const __grid_constant__ RefineArgs a) {
+    begin();
     SHARED_MEMORY(shared);
     SampleShared &s = *(SampleShared *)shared;
     if (blockIdx.x >= a.details->count) return;

@@ -37,6 +37,7 @@ struct RopeArgs {
 /// heads have at most 256 values.
 extern "C" __global__ void __launch_bounds__(ROPE_THREADS)
 rope(const __grid_constant__ RopeArgs a) {
+    begin();
     SHARED_MEMORY(shared);
     u32 row = blockIdx.x, head = blockIdx.y;
     if (row >= a.step->rows) return;

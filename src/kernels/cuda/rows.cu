@@ -35,6 +35,7 @@ __device__ __forceinline__ float matrix_value(const Matrix &m, u32 row, u32 colu
 /// A block a row.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 embed(const __grid_constant__ EmbedArgs a) {
+    begin();
     u32 row = blockIdx.x;
     if (row >= a.step->rows) return;
     u32 token = a.step->tokens[row];
@@ -72,6 +73,7 @@ struct NormArgs {
 /// again.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 norm_rows(const __grid_constant__ NormArgs a) {
+    begin();
     SHARED_MEMORY(shared);
     float *scratch = (float *)shared;
     u32 row = blockIdx.x;
@@ -79,6 +81,7 @@ norm_rows(const __grid_constant__ NormArgs a) {
     constexpr int KEPT = 8;
     float kept[KEPT];
     float sum = 0.0f, squares = 0.0f;
+#pragma unroll
     for (int j = 0; j < KEPT; ++j) {
         u32 i = threadIdx.x + j * ROW_THREADS;
         kept[j] = i < a.width ? read(a.input, row, i) : 0.0f;
@@ -96,6 +99,7 @@ norm_rows(const __grid_constant__ NormArgs a) {
         __syncthreads();
         // Around the mean, for values far from zero would cancel.
         squares = 0.0f;
+#pragma unroll
         for (int j = 0; j < KEPT; ++j) {
             float x = threadIdx.x + j * ROW_THREADS < a.width ? kept[j] - mean : 0.0f;
             squares += x * x;
@@ -107,19 +111,20 @@ norm_rows(const __grid_constant__ NormArgs a) {
     }
     float variance = block_sum<ROW_THREADS>(squares, scratch) / (float)a.width;
     float inverse = rsqrtf(variance + a.eps);
-    // Input and output may be the same buffer: each thread writes what only it has read.
-    for (u32 i = threadIdx.x, j = 0; i < a.width; i += ROW_THREADS, ++j) {
-        float x = 0.0f;
-        if (j < KEPT) {
-            // Indexed by constants only, so that the array stays in registers.
-            for (int k = 0; k < KEPT; ++k) x = (int)j == k ? kept[k] : x;
-        } else {
-            x = read(a.input, row, i);
-        }
+    auto finish = [&](u32 i, float x) {
         float y = (x - mean) * inverse * a.weight[i];
         if (a.bias) y += a.bias[i];
         write(a.output, row, i, y);
         if (a.copy.data) write(a.copy, row, i, y);
+    };
+    // Input and output may be the same buffer: each thread writes what only it has read.
+#pragma unroll
+    for (int j = 0; j < KEPT; ++j) {
+        u32 i = threadIdx.x + j * ROW_THREADS;
+        if (i < a.width) finish(i, kept[j]);
+    }
+    for (u32 i = threadIdx.x + KEPT * ROW_THREADS; i < a.width; i += ROW_THREADS) {
+        finish(i, read(a.input, row, i));
     }
 }
 
@@ -133,6 +138,7 @@ struct GatedSiluArgs {
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 gated_silu(const __grid_constant__ GatedSiluArgs a) {
+    begin();
     u32 row = blockIdx.y, i = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (row >= a.step->rows || i >= a.width) return;
     float gate = read(a.input, row, i), up = read(a.input, row, a.width + i);
@@ -152,6 +158,7 @@ constexpr u32 COPY_ALL = 0, COPY_GATHER = 1;
 /// Copies rows, to another type where views differ.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 copy_rows(const __grid_constant__ CopyArgs a) {
+    begin();
     u32 row = blockIdx.y, i = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (row >= row_count(a.step, a.rows != COPY_ALL) || i >= a.width) return;
     u32 from = a.rows == COPY_GATHER ? a.step->gather[row] : row;
@@ -172,6 +179,7 @@ struct PoolArgs {
 /// A block a span.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 pool(const __grid_constant__ PoolArgs a) {
+    begin();
     SHARED_MEMORY(shared);
     if (blockIdx.x >= a.step->spans) return;
     Span span = a.step->span[blockIdx.x];
@@ -203,6 +211,7 @@ struct TakeInArgs {
 /// Notes where the pages of new groups lie.
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 take_in(const __grid_constant__ TakeInArgs a) {
+    begin();
     u32 i = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (i >= a.step->loans) return;
     Loan loan = a.step->loan[i];

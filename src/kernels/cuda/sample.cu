@@ -137,9 +137,19 @@ __device__ __forceinline__ void find_peak(const Logits &logits, u32 count, Sampl
                                           float &peak, u32 &place) {
     peak = -INFINITY;
     place = 0xFFFFFFFF;
-    for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
-        float x = logits(i);
-        if (x > peak) peak = x, place = i;
+    // One block reads the whole row: many loads must be on their way at once.
+    constexpr u32 AHEAD = 16;
+    for (u32 first = threadIdx.x; first < count; first += AHEAD * SAMPLE_THREADS) {
+        float x[AHEAD];
+#pragma unroll
+        for (u32 j = 0; j < AHEAD; ++j) {
+            u32 i = first + j * SAMPLE_THREADS;
+            x[j] = i < count ? logits(i) : -INFINITY;
+        }
+#pragma unroll
+        for (u32 j = 0; j < AHEAD; ++j) {
+            if (x[j] > peak) peak = x[j], place = first + j * SAMPLE_THREADS;
+        }
     }
     for (int mask = 16; mask > 0; mask /= 2) {
         float other = shuffle_xor(peak, mask);
@@ -235,6 +245,7 @@ __device__ __forceinline__ bool choose(const Draw &draw, const Logits &logits, u
 /// A block a draw.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
 sample(const __grid_constant__ SampleArgs a) {
+    begin();
     SHARED_MEMORY(shared);
     SampleShared &s = *(SampleShared *)shared;
     if (blockIdx.x >= a.step->draws) return;

@@ -66,9 +66,13 @@ fn dense(random: &mut Random, n: usize, k: usize, size: f32) -> std::sync::Arc<P
     Packed::from_f32(n, k, &values).unwrap().into()
 }
 
+fn on_gpu() -> bool {
+    std::env::var_os("SCONCE_TEST_GPU").is_some()
+}
+
 /// The device of these tests.
 fn gpu() -> Box<dyn Gpu> {
-    if std::env::var_os("SCONCE_TEST_GPU").is_some() {
+    if on_gpu() {
         return crate::device::cuda::open(super::IMAGE).expect("a GPU");
     }
     Box::new(Emulator::new())

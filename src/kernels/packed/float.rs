@@ -2,10 +2,50 @@
 
 use half::{bf16, f16};
 
-use super::{Encoding, GROUP, PANEL, round_half};
+use super::{Encoding, GROUP, HALF_LEAST, PANEL, Packed, PackedFormat, round_half};
+
+impl Packed {
+    /// Writes row `n` of a bf16 matrix as little-endian bf16 into `out`, two bytes a value.
+    ///
+    /// # Panics
+    /// If there is no such row, the matrix is not bf16, or `out` is too short.
+    pub(in crate::kernels) fn read_halves(&self, n: usize, out: &mut [u8]) {
+        assert!(n < self.n && self.format == PackedFormat::Bf16);
+        let lane = n % PANEL * 4;
+        let lines = self.panel(n / PANEL).chunks_exact(PANEL * 4);
+        for (pair, line) in out[..2 * self.k].as_chunks_mut::<4>().0.iter_mut().zip(lines) {
+            for i in 0..2 {
+                let value = u16::from_ne_bytes([line[lane + 2 * i], line[lane + 2 * i + 1]]);
+                pair[2 * i..2 * i + 2].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// [`round_half`] of a value that is bf16 already.
+fn keep_half(bits: u16) -> u16 {
+    let least = const { (HALF_LEAST.to_bits() >> 16) as u16 };
+    match bits & 0x7FFF {
+        0x7F81.. => 0x7FC0,
+        size if size < least => 0,
+        _ => bits,
+    }
+}
 
 /// Writes a row into its place in a bf16 panel.
 pub(super) fn pack_bf16(encoding: Encoding, row: &[u8], panel: &mut [u8], lane: usize) {
+    if encoding == Encoding::Bf16 {
+        let lines = panel.chunks_exact_mut(PANEL * 4);
+        for (pair, line) in row.as_chunks::<4>().0.iter().zip(lines) {
+            let halves = [[pair[0], pair[1]], [pair[2], pair[3]]];
+            for (i, half) in halves.into_iter().enumerate() {
+                let at = lane * 4 + i * 2;
+                let kept = keep_half(u16::from_le_bytes(half));
+                line[at..at + 2].copy_from_slice(&kept.to_ne_bytes());
+            }
+        }
+        return;
+    }
     let lines = panel.chunks_exact_mut(PANEL * 4);
     for (pair, line) in values(encoding, row).collect::<Vec<_>>().chunks_exact(2).zip(lines) {
         for (i, value) in pair.iter().enumerate() {

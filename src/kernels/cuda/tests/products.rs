@@ -103,11 +103,24 @@ fn check(weight: Arc<Packed>, epilogue: Epilogue, rows: usize, tolerance: f64) {
 fn dense_products_are_right_for_few_and_many_rows() {
     let mut random = Random::new(1);
     // More than eight pieces of 128, an odd rest, fewer than one.
-    for (n, k) in [(40, 1100), (150, 96), (16, 30)] {
+    // Outputs for blocks of every width, the last ones not full.
+    for (n, k) in [(40, 1100), (140, 96), (300, 70), (16, 30)] {
         let weight = dense(&mut random, n, k, 0.125);
         for rows in [1, 7, 16, 17, 40, 64, 65, 140] {
             check(weight.clone(), Epilogue::Store, rows, 2e-6);
         }
+    }
+}
+
+#[test]
+fn products_that_fill_a_gpu_are_right() {
+    if !on_gpu() {
+        // There, all blocks are large: a processor would take minutes.
+        return;
+    }
+    let mut random = Random::new(10);
+    for (n, rows) in [(4300, 64), (2200, 16), (12_000, 300), (4300, 300)] {
+        check(dense(&mut random, n, 200, 0.125), Epilogue::Store, rows, 5e-6);
     }
 }
 
