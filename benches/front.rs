@@ -331,7 +331,13 @@ fn scheduler() -> (Scheduler, Lanes) {
         rows_max: 2048,
         cost: (Micros(100), Micros(1)),
     };
-    let config = SchedulerConfig { step_target: Micros(25_000), slots: 1, depth: 1, kv_pages: 0 };
+    let config = SchedulerConfig {
+        step_target: Micros(25_000),
+        encode_target: Micros(0),
+        slots: 1,
+        depth: 1,
+        kv_pages: 0,
+    };
     let trial = Trial { lane: LaneId(0), config: lane.clone(), context: 2048 };
     let lanes = Lanes::new(vec![(trial, true)], Scratch { first: config.kv_pages });
     (Scheduler::new(config, vec![lane]), lanes)

@@ -91,6 +91,7 @@ class Bench:
         with self.server({"model": "llama-8b"}) as server:
             ours = self.decode(server, 64).tokens_a_second()
             step = server.step_seconds("decode")
+        self.say(ours=ours, step_seconds=step)
         tokens = ["--batch", 64, "--tokens", 16 if self.quick else 128]
         compiled = [] if self.quick else ["--compile"]
         theirs = self.peer("decode", self.folder("llama-8b"), *tokens, *compiled)
@@ -178,7 +179,7 @@ class Bench:
                 pass
         read = time.perf_counter() - begun
         seconds = []
-        for _ in range(3):
+        for _ in range(int(self.args.only or 3)):
             with self.server({"model": shape}) as server:
                 server.complete("model", [65, 66, 67], 1)
                 seconds.append(time.perf_counter() - server.begun)
@@ -198,7 +199,8 @@ def main():
     parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, help="of each load")
-    parser.add_argument("--only", help="one shape of decode-1, one length of embeddings")
+    parser.add_argument("--only", help="one shape of decode-1, one length of embeddings, "
+                        "so many times of start")
     args = parser.parse_args()
     ROWS[args.row](Bench(args))
 

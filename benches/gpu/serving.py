@@ -103,6 +103,9 @@ class Server:
 
     def stop(self):
         if self.process.poll() is None:
+            # The second says that nobody waits for a drain.
+            self.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
             self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(timeout=30)

@@ -44,6 +44,9 @@ use crate::weights::LoadError;
 /// of one model waits for the work of another.
 const STEP_TARGET: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(8));
 
+/// How long a step that encodes may take while nothing is generated.
+const ENCODE_TARGET: Duration = Duration::from_millis(25);
+
 /// Execution slots of a CPU, and uncommitted steps a slot: it computes while it is asked.
 pub const CPU_SLOTS: (u8, u8) = (1, 1);
 
@@ -460,6 +463,7 @@ impl Startup {
         }
         let config = SchedulerConfig {
             step_target: Micros(target.as_micros() as u64),
+            encode_target: Micros(ENCODE_TARGET.as_micros() as u64),
             slots: slots.0,
             depth: slots.1,
             kv_pages: pages.count,

@@ -60,8 +60,13 @@ impl Bench {
             guaranteed_groups: 2,
             seats: 8,
         };
-        let config =
-            SchedulerConfig { step_target: Micros(10_000), slots: 1, depth: 1, kv_pages: 16 };
+        let config = SchedulerConfig {
+            step_target: Micros(10_000),
+            encode_target: Micros(0),
+            slots: 1,
+            depth: 1,
+            kv_pages: 16,
+        };
         let lanes = vec![lane(generate), lane(LaneKind::Encode)];
         let trial = |(number, (config, loaded)): (usize, (&LaneConfig, bool))| {
             let lane = LaneId(number as u16);

@@ -43,6 +43,9 @@ use turn::{CommitTurn, PlanTurn};
 pub struct SchedulerConfig {
     /// A step should take no longer than this.
     pub step_target: Micros,
+    /// One that encodes may take as long as this while no lane generates: nobody waits for a next
+    /// token, and large steps are done faster.
+    pub encode_target: Micros,
     /// Execution slots of the device.
     pub slots: u8,
     /// Uncommitted steps a slot may have.
@@ -380,13 +383,14 @@ impl Scheduler {
             let blocks = lane.survey(may_admit);
             self.make_room(number, blocks);
         }
+        let target = self.target(number);
         let mut members = self.spare_members.pop().unwrap_or_default();
         members.clear();
         step.lane = LaneId(number as u16);
         let Lane { work, cost, allowed, .. } = &mut self.lanes[number];
         let mut turn = PlanTurn {
             now,
-            target: self.config.step_target,
+            target,
             allowed: *allowed,
             cost,
             step: &mut *step,
@@ -418,6 +422,18 @@ impl Scheduler {
         let flight = Flight { step, lane: number, predicted, members };
         self.flights[usize::from(slot.0)].push_back(flight);
         true
+    }
+
+    /// How long a step of a lane should take at most.
+    fn target(&self, number: usize) -> Micros {
+        let SchedulerConfig { step_target, encode_target, .. } = self.config;
+        let generates = |lane: &Lane| {
+            matches!(lane.work, Work::Generate(_)) && (lane.has_work() || lane.in_flight > 0)
+        };
+        match self.lanes[number].work {
+            Work::Encode(_) if !self.lanes.iter().any(generates) => encode_target.max(step_target),
+            _ => step_target,
+        }
     }
 
     /// Gets a lane blocks: from what nobody uses, and as far as its guarantee goes by preempting

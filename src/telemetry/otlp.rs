@@ -11,7 +11,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, KeyValue, global};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Subscriber;
@@ -76,9 +76,14 @@ where
         resource = resource.with_service_name(NAME);
     }
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    let exporter = SpanExporter::builder().with_http().with_http_client(Client::new()).build();
+    let mut exporter = SpanExporter::builder().with_http().with_http_client(Client::new());
+    let protocols = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+    if protocols.into_iter().all(|name| set(name).is_none()) {
+        // As the specification says; the library's own default is whatever was compiled.
+        exporter = exporter.with_protocol(Protocol::HttpBinary);
+    }
     let provider = SdkTracerProvider::builder()
-        .with_batch_exporter(exporter.map_err(|error| error.to_string())?)
+        .with_batch_exporter(exporter.build().map_err(|error| error.to_string())?)
         .with_resource(resource.with_attribute(version).build())
         .build();
     global::set_tracer_provider(provider.clone());

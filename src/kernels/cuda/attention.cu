@@ -72,21 +72,24 @@ __device__ __forceinline__ void attend_small(const AttentionArgs &a) {
     u32 first_head = head * group + tile.from, count = min(16, group - tile.from);
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
+    unsigned char *memory = shared + warp * SIZE * 128;
+    const u32 visible[2] = {length, length};
+    // Each of a few blocks is a chain of look-ups: the first is on its way while queries are read,
+    // and where the next lies is known before it is asked for.
+    auto start_block = [&](const u16 *block, u32 index) {
+        u32 there = length - index * BLOCK_TOKENS;
+        load_block<SIZE>(memory, block, a.cache, head, there, lane, 32);
+        copy_commit();
+    };
+    u32 own = split.first + warp;
+    if (own < split.end) start_block(cache_block(a.cache, a.step, span.blocks, own), own);
     Attention<SIZE, Halves> attention;
     attention.start(a.qkv, size, count, [&](u32 packed) {
         return uint2{span.first, (first_head + packed) * size};
     });
-    unsigned char *memory = shared + warp * SIZE * 128;
-    const u32 visible[2] = {length, length};
-    // Where a block lies is looked up while the one before it is on its way.
-    const u16 *next = nullptr;
-    u32 own = split.first + warp;
-    if (own < split.end) next = cache_block(a.cache, a.step, span.blocks, own);
     for (u32 index = own; index < split.end; index += WARPS) {
-        const u16 *block = next;
         u32 first = index * BLOCK_TOKENS, after = index + WARPS;
-        load_block<SIZE>(memory, block, a.cache, head, length - first, lane, 32);
-        copy_commit();
+        const u16 *next = nullptr;
         if (after < split.end) next = cache_block(a.cache, a.step, span.blocks, after);
         copy_wait<0>();
         __syncwarp();
@@ -94,6 +97,7 @@ __device__ __forceinline__ void attend_small(const AttentionArgs &a) {
         attention.scores_by_dimension(memory, scores);
         attention.add(scores, memory + SIZE * 64, first, visible, a.scale * LOG2_E);
         __syncwarp();
+        if (after < split.end) start_block(next, after);
     }
     attention.finish();
 

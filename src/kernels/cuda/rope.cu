@@ -43,13 +43,17 @@ rope(const __grid_constant__ RopeArgs a) {
     if (row >= a.step->rows) return;
     u32 size = a.cache.head_dim, half = size / 2, i = threadIdx.x;
     u32 position = a.step->positions[row], column = head * size, token = position % BLOCK_TOKENS;
+    float x = 0.0f, y = 0.0f, cosine = 0.0f, sine = 0.0f;
+    if (i < half) {
+        const float *angles = a.table + (u64)min(position, a.positions - 1) * size;
+        x = read(a.qkv, row, column + i), y = read(a.qkv, row, column + half + i);
+        cosine = angles[i], sine = angles[half + i];
+    }
     u16 *block = nullptr;
     if (a.cache.region) {
         Span span = a.step->span[a.step->span_of[row]];
         block = cache_block(a.cache, a.step, span.blocks, position / BLOCK_TOKENS);
     }
-    float x = 0.0f, y = 0.0f;
-    if (i < half) x = read(a.qkv, row, column + i), y = read(a.qkv, row, column + half + i);
     if (head >= a.heads + a.cache.heads) {
         if (!block || i >= half) return;
         u32 value_head = head - a.heads - a.cache.heads;
@@ -65,8 +69,6 @@ rope(const __grid_constant__ RopeArgs a) {
         if (i < half) x *= inverse * norm[i], y *= inverse * norm[half + i];
     }
     if (i >= half) return;
-    const float *angles = a.table + (u64)min(position, a.positions - 1) * size;
-    float cosine = angles[i], sine = angles[half + i];
     float turned_x = x * cosine - y * sine, turned_y = y * cosine + x * sine;
     if (head < a.heads || !block) {
         write(a.qkv, row, column + i, turned_x);

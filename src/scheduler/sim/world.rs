@@ -70,6 +70,7 @@ impl World {
         let spare = rng.within(0, u64::from(guaranteed) + 4) as u32;
         let config = SchedulerConfig {
             step_target: Micros(rng.within(500, 20_000)),
+            encode_target: Micros(rng.within(500, 60_000)),
             slots,
             depth,
             kv_pages: guaranteed + if rng.once_in(3) { 0 } else { spare },
@@ -100,7 +101,13 @@ impl World {
         let mut lanes: Vec<LaneConfig> = (0..2).map(|_| random_lane(rng)).collect();
         lanes.iter_mut().zip(weights).for_each(|(lane, weight)| lane.weight = weight);
         let kv_pages = lanes.iter().map(guaranteed_pages).sum();
-        let config = SchedulerConfig { step_target: Micros(8000), slots: 1, depth, kv_pages };
+        let config = SchedulerConfig {
+            step_target: Micros(8000),
+            encode_target: Micros(25_000),
+            slots: 1,
+            depth,
+            kv_pages,
+        };
         let mut world = Self::with(rng.clone(), config, lanes);
         for id in 0..1200 {
             let mut request = world.random_request(RequestId(id), id as usize % 2, Micros(0));

@@ -61,8 +61,13 @@ fn choices_do_not_wait_for_one_that_is_gone_or_shares_nothing() {
 
 #[test]
 fn what_looks_back_is_never_two_tokens_behind() {
-    let config =
-        SchedulerConfig { step_target: Micros(1_000_000), slots: 1, depth: 3, kv_pages: 8 };
+    let config = SchedulerConfig {
+        step_target: Micros(1_000_000),
+        encode_target: Micros(0),
+        slots: 1,
+        depth: 3,
+        kv_pages: 8,
+    };
     let mut rig = Rig::new(8, vec![generating(4)]);
     rig.scheduler = Scheduler::new(config, vec![generating(4)]);
     let Task::Generate(mut task) = generation(&[5, 6], 9) else { unreachable!() };

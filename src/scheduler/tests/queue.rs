@@ -89,6 +89,22 @@ fn decodes_and_prompt_chunks_share_a_step() {
 }
 
 #[test]
+fn encoders_take_longer_steps_while_nothing_is_generated() {
+    let mut rig = Rig::with(1, Micros(200), 64, vec![generating(4), encoding(4096)]);
+    rig.embed(1, 1, &[16; 200]);
+    let alone = rig.turn(9);
+    assert!(alone.predicted > Micros(400) && alone.predicted <= Micros(600), "{alone:?}");
+    rig.generate(2, 0, &[1], 50);
+    let beside = loop {
+        let step = rig.turn(9);
+        if step.kind == StepKind::Encode {
+            break step;
+        }
+    };
+    assert!(beside.predicted <= Micros(200), "{beside:?}");
+}
+
+#[test]
 fn a_prompt_advances_however_many_rows_decode() {
     let mut lane = generating(16);
     lane.cost = (Micros(100), Micros(1000));
