@@ -142,7 +142,7 @@ class Bench:
 
         def figures(servers, seen):
             rate = seen[0].tokens_a_second() + seen[1].tokens_a_second()
-            return {"memory": sum(server.memory_bytes() for server in servers),
+            return {"memory": serving.memory_bytes(servers),
                     "tokens_a_second": rate, "texts_a_second": 16 * seen[2].answers_a_second(),
                     "gap_p99": max(seen[0].gap(0.99), seen[1].gap(0.99))}
 

@@ -59,6 +59,19 @@ def device_bytes():
     return int(lines.splitlines()[0]) << 20
 
 
+def memory_bytes(servers):
+    """What servers that run side by side use: of the device, or of the machine where that is the
+    device."""
+    if servers[0].device == "cuda":
+        return device_bytes() - min(server.before for server in servers)
+    used = 0
+    for server in servers:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        used += int(line.split()[1]) << 10
+    return used
+
+
 class Server:
     """A server of `models`: folders by name. Ends with its `with` block."""
 
@@ -112,14 +125,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-
-    def memory_bytes(self):
-        """Of the device; of the machine where that is the device."""
-        if self.device == "cuda":
-            return device_bytes() - self.before
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) << 10
 
     def step_seconds(self, kind):
         """How long a step of a kind (decode, prefill, mixed, encode) took on the device, on

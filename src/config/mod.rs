@@ -252,7 +252,7 @@ pub enum Verify {
 }
 
 /// `[scheduler]`
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Scheduler {
     /// A step should take no longer; none: what suits the device.
     pub step_target: Option<Duration>,
@@ -401,11 +401,5 @@ impl Default for Models {
             ca_file: None,
             verify: Verify::Once,
         }
-    }
-}
-
-impl Default for Scheduler {
-    fn default() -> Self {
-        Self { step_target: None, kv_bytes: None }
     }
 }

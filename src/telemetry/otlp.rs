@@ -124,7 +124,9 @@ impl RequestSpan {
             // It is new, so it takes a parent.
             let _ = span.set_parent(Context::new().with_remote_span_context(context));
         }
-        Some(Self(span))
+        // Where the layer is missing a span may count as enabled, and has no place in a trace.
+        let this = Self(span);
+        this.parent().is_some().then_some(this)
     }
 
     /// What goes on from here.

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 #![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
+use std::cell::{OnceCell, UnsafeCell};
 use std::ops::Range;
 
 use super::isa::{Isa, LANES};
@@ -21,9 +22,12 @@ const HEAD_DIM_MAX: usize = 256;
 /// A head's sums, and 16 more so that pairs of vectors never run out.
 const SUMS: usize = HEAD_DIM_MAX + LANES;
 
-/// Queries that go through a block side by side, to share its loads and hide latencies. `drops`
-/// of that many fit a vector.
-const SIDE_BY_SIDE: usize = 4;
+/// Queries that go through a block side by side at most, to share its loads and hide latencies.
+/// `drops` of that many fit a vector.
+const SIDE_BY_SIDE: usize = 6;
+
+/// Queries that share a block's keys and values at most.
+const QUERIES_MAX: usize = 8 * SIDE_BY_SIDE;
 
 /// One query on its way through the blocks.
 #[derive(Clone, Copy)]
@@ -49,6 +53,27 @@ struct Sums {
 impl Sums {
     const EMPTY: Self =
         Self { peak: f32::NEG_INFINITY, total: [[0.0; LANES]; 2], values: [0.0; SUMS] };
+}
+
+/// Where a thread keeps what it sums up, and keys and values on the way. Not on its stack: a frame
+/// of that size is touched page by page at every call, which a step of few rows would feel.
+struct Room {
+    sums: [Sums; QUERIES_MAX],
+    blocks: [[[f32; BLOCK_TOKENS]; HEAD_DIM_MAX]; 2],
+}
+
+thread_local! {
+    static ROOM: OnceCell<Box<UnsafeCell<Room>>> = const { OnceCell::new() };
+}
+
+/// This thread's room. No two may be in use at once.
+#[inline(never)]
+fn room() -> *mut Room {
+    let new = || {
+        let blocks = [[[0.0; BLOCK_TOKENS]; HEAD_DIM_MAX]; 2];
+        Box::new(UnsafeCell::new(Room { sums: [Sums::EMPTY; QUERIES_MAX], blocks }))
+    };
+    ROOM.with(|room| room.get_or_init(new).get())
 }
 
 /// What all queries of an op share.
@@ -90,33 +115,35 @@ trait Blocks {
     fn open<S: Isa>(&mut self, s: S, index: usize, visible: usize) -> Self::Block<'_>;
 }
 
-/// Takes up to `N` queries, in ascending order of what they see, through all their blocks.
+/// Takes queries, in ascending order of what they see, through all their blocks; `sums` has room
+/// for as many.
 #[inline(always)]
-fn attend<S: Isa, B: Blocks, const N: usize>(
+fn attend<S: Isa, B: Blocks>(
     s: S,
     blocks: &mut B,
-    queries: &[Query],
+    (queries, sums): (&[Query], &mut [Sums]),
     shape: Shape,
     output: &Sink,
 ) {
-    let mut sums = [Sums::EMPTY; N];
     let sums = &mut sums[..queries.len()];
+    sums.fill(Sums::EMPTY);
     let longest = queries.last().map_or(0, |query| query.visible);
     for index in 0..longest.div_ceil(BLOCK_TOKENS) {
         let start = index * BLOCK_TOKENS;
         let block = blocks.open(s, index, (longest - start).min(BLOCK_TOKENS));
-        let together = queries.chunks(SIDE_BY_SIDE).zip(sums.chunks_mut(SIDE_BY_SIDE));
-        for (queries, sums) in together {
-            // Those that see nothing of this block come first, and take no part.
-            let first = queries.iter().take_while(|query| query.visible <= start).count();
-            let (queries, sums) = (&queries[first..], &mut sums[first..]);
-            match queries.len() {
-                0 => {}
-                1 => pass::<S, _, 1>(s, &block, start, (queries, sums), shape),
-                2 => pass::<S, _, 2>(s, &block, start, (queries, sums), shape),
+        // Those that see nothing of this block come first, and take no part.
+        let mut next = queries.iter().take_while(|query| query.visible <= start).count();
+        while next < queries.len() {
+            let (queries, sums) = (&queries[next..], &mut sums[next..]);
+            next += match queries.len() {
+                SIDE_BY_SIDE.. => {
+                    pass::<S, _, SIDE_BY_SIDE>(s, &block, start, (queries, sums), shape)
+                }
+                4.. => pass::<S, _, 4>(s, &block, start, (queries, sums), shape),
                 3 => pass::<S, _, 3>(s, &block, start, (queries, sums), shape),
-                _ => pass::<S, _, 4>(s, &block, start, (queries, sums), shape),
-            }
+                2 => pass::<S, _, 2>(s, &block, start, (queries, sums), shape),
+                _ => pass::<S, _, 1>(s, &block, start, (queries, sums), shape),
+            };
         }
     }
     for (query, sums) in queries.iter().zip(sums) {
@@ -131,8 +158,8 @@ fn attend<S: Isa, B: Blocks, const N: usize>(
     }
 }
 
-/// Takes `Q` queries, all of which see something of it, through the block that starts at position
-/// `start`.
+/// Takes the first `Q` queries, all of which see something of it, through the block that starts at
+/// position `start`; returns their number.
 #[inline(always)]
 fn pass<S: Isa, B: Block, const Q: usize>(
     s: S,
@@ -140,7 +167,7 @@ fn pass<S: Isa, B: Block, const Q: usize>(
     start: usize,
     (queries, sums): (&[Query], &mut [Sums]),
     shape: Shape,
-) {
+) -> usize {
     let queries: &[Query; Q] = queries.first_chunk().expect("Q queries");
     let sums: &mut [Sums; Q] = sums.first_chunk_mut().expect("their sums");
     let mut visible = [0; Q];
@@ -183,6 +210,7 @@ fn pass<S: Isa, B: Block, const Q: usize>(
             _ => weighted.add::<S, B, 1>(s, block, sums, c),
         };
     }
+    Q
 }
 
 /// Scores of the block's 32 positions: two chains of fused multiply-adds, over even and over odd
@@ -204,18 +232,31 @@ fn scores<S: Isa, B: Block, const Q: usize>(
         let mut one = [[s.splat(0.0); 1]; Q];
         if Q <= 3 {
             score::<S, B, Q, 1>(s, block, (queries, half), shape, &mut one);
+        } else if Q.is_multiple_of(3) {
+            parts::<S, B, Q, 3>(s, block, (queries, half), shape, &mut one);
         } else {
-            const { assert!(Q <= 3 || Q.is_multiple_of(2)) };
-            let pairs = queries.as_chunks::<2>().0.iter().zip(one.as_chunks_mut::<2>().0);
-            for (queries, one) in pairs {
-                score::<S, B, 2, 1>(s, block, (queries, half), shape, one);
-            }
+            parts::<S, B, Q, 2>(s, block, (queries, half), shape, &mut one);
         }
         for q in 0..Q {
             scores[q][half] = one[q][0];
         }
     }
     scores
+}
+
+/// As [`score`] of half a block, `P` of the `Q` queries at a time.
+#[inline(always)]
+fn parts<S: Isa, B: Block, const Q: usize, const P: usize>(
+    s: S,
+    block: &B,
+    (queries, half): (&[Query; Q], usize),
+    shape: Shape,
+    scores: &mut [[S::F; 1]; Q],
+) {
+    debug_assert!(Q.is_multiple_of(P));
+    for (queries, scores) in queries.as_chunks().0.iter().zip(scores.as_chunks_mut().0) {
+        score::<S, B, P, 1>(s, block, (queries, half), shape, scores);
+    }
 }
 
 /// As [`scores`], `N` halves of a block from half `first` on.
@@ -344,10 +385,12 @@ impl Tile {
         rows.div_ceil(self.rows) * (heads / self.heads)
     }
 
-    /// Cuts unit `unit` where spans end.
+    /// Cuts a unit where spans end. Unit 0 has the last rows: they see most, and what takes longest
+    /// is best begun first.
     #[inline(always)]
     fn patches(self, unit: usize, heads: usize, batch: &Batch) -> impl Iterator<Item = Patch<'_>> {
         let pieces = heads / self.heads;
+        let unit = self.units(batch.tokens.len(), heads) - 1 - unit;
         let mut next = unit / pieces * self.rows;
         let end = batch.tokens.len().min(next + self.rows);
         let first_head = unit % pieces * self.heads;

@@ -176,7 +176,7 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(self, from: *const u16) {
+    fn prefetch<T>(self, from: *const T) {
         // SAFETY: a hint, which faults at no address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }

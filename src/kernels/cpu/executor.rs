@@ -25,6 +25,10 @@ use crate::request::{Detail, Logprobs, Sampling, TokenId};
 /// costs, a few times over.
 const ALONE_BELOW_NANOS: usize = 2_000;
 
+/// Claims that a member makes of an op, on average: enough that the last one, which the others wait
+/// for, is a small part, and few enough to cost nothing.
+const CLAIMS: usize = 16;
+
 /// Runs programs on a team of threads.
 #[derive(Debug)]
 pub struct Executor {
@@ -286,7 +290,7 @@ impl Walk<'_> {
     fn rows(&self, ops: &[Op]) {
         let around = &self.around;
         let rows = by_row(&ops[0]).map_or(0, |rows| around.rows(rows));
-        let chunk = rows.div_ceil(8 * self.member.members()).max(1);
+        let chunk = rows.div_ceil(CLAIMS * self.member.members()).max(1);
         while let Some(range) = self.member.claim(rows, chunk) {
             for op in ops {
                 let range = range.clone();
@@ -324,8 +328,7 @@ impl Walk<'_> {
         if alone {
             return self.set.run(task, 0..units);
         }
-        // Eight claims a member: few enough to cost nothing, small enough to even out.
-        let chunk = units.div_ceil(8 * self.member.members()).max(1);
+        let chunk = units.div_ceil(CLAIMS * self.member.members()).max(1);
         while let Some(range) = self.member.claim(units, chunk) {
             self.set.run(task, range);
         }

@@ -127,7 +127,7 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
 
     /// Says that the cache line at `from` is read soon.
     #[inline(always)]
-    fn prefetch(self, _from: *const u16) {}
+    fn prefetch<T>(self, _from: *const T) {}
 
     /// Rows as columns: lane `j` of vector `i` becomes lane `i` of vector `j`.
     #[inline(always)]

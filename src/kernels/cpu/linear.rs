@@ -60,13 +60,16 @@ impl<'a> LinearTask<'a> {
     /// 8-bit rows through one panel.
     #[inline(always)]
     fn quantised<S: Isa>(&self, s: S, input: Quants, panel: usize, rows: Range<usize>) {
+        let weight = &self.op.weight;
+        let next = (panel + 1 < weight.panels()).then(|| weight.panel(panel + 1));
+        let mut ahead = Ahead::new(next.unwrap_or_default(), rows.len(), input.groups());
         let mut r = rows.start;
         while r < rows.end {
             r += match rows.end - r {
-                8.. if S::WIDE => self.quantised_tile::<S, 8>(s, input, panel, r),
-                4.. => self.quantised_tile::<S, 4>(s, input, panel, r),
-                2.. => self.quantised_tile::<S, 2>(s, input, panel, r),
-                _ => self.quantised_tile::<S, 1>(s, input, panel, r),
+                8.. if S::WIDE => self.quantised_tile::<S, 8>(s, input, panel, r, &mut ahead),
+                4.. => self.quantised_tile::<S, 4>(s, input, panel, r, &mut ahead),
+                2.. => self.quantised_tile::<S, 2>(s, input, panel, r, &mut ahead),
+                _ => self.quantised_tile::<S, 1>(s, input, panel, r, &mut ahead),
             };
         }
     }
@@ -78,13 +81,14 @@ impl<'a> LinearTask<'a> {
         input: Quants,
         panel: usize,
         first: usize,
+        ahead: &mut Ahead<'_>,
     ) -> usize {
         let (rows, bytes) = (input.tile::<R>(first), self.op.weight.panel(panel));
         let sums = match self.op.weight.format {
-            PackedFormat::Q8 => product_q8(s, bytes, &rows),
-            PackedFormat::Q4 | PackedFormat::F32 => product_q4(s, bytes, &rows),
-            PackedFormat::Q8Minimum => product_minimum(s, bytes, &rows),
-            large => product_large(s, large, bytes, &rows),
+            PackedFormat::Q8 => product_q8(s, bytes, &rows, ahead),
+            PackedFormat::Q4 | PackedFormat::F32 => product_q4(s, bytes, &rows, ahead),
+            PackedFormat::Q8Minimum => product_minimum(s, bytes, &rows, ahead),
+            large => product_large(s, large, bytes, &rows, ahead),
         };
         for (r, sum) in sums.into_iter().enumerate() {
             self.finish(s, sum, first + r, panel);
@@ -192,6 +196,35 @@ impl Task for LinearTask<'_> {
     }
 }
 
+/// A panel that is asked for while rows go through the one before it: the processor's own reading
+/// ahead keeps the pace of the first rows only, and memory would rest during those after them.
+pub(super) struct Ahead<'a> {
+    panel: &'a [u8],
+    /// Bytes for each group of each row.
+    share: usize,
+    /// Bytes that it is time for.
+    due: usize,
+    /// Bytes that were asked for, a cache line at a time.
+    asked: usize,
+}
+
+impl<'a> Ahead<'a> {
+    fn new(panel: &'a [u8], rows: usize, groups: usize) -> Self {
+        Self { panel, share: panel.len().div_ceil(rows * groups), due: 0, asked: 0 }
+    }
+
+    /// `R` rows go through a group.
+    #[inline(always)]
+    pub(super) fn ask<S: Isa, const R: usize>(&mut self, s: S) {
+        self.due += R * self.share;
+        while self.asked < self.due {
+            let Some(line) = self.panel.get(self.asked) else { return };
+            s.prefetch(line);
+            self.asked += 64;
+        }
+    }
+}
+
 /// How a product falls into units: a block of rows in a block of panels each.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks {
@@ -237,11 +270,17 @@ impl Blocks {
 /// `R` rows of 8-bit groups by a panel of 4-bit groups: for each group in ascending order
 /// `acc = fma(fma(scale, isum, minimum × Σq), scale_x, acc)`.
 #[inline(always)]
-fn product_q4<S: Isa, const R: usize>(s: S, panel: &[u8], rows: &QuantTile<R>) -> [S::F; R] {
+fn product_q4<S: Isa, const R: usize>(
+    s: S,
+    panel: &[u8],
+    rows: &QuantTile<R>,
+    ahead: &mut Ahead<'_>,
+) -> [S::F; R] {
     let panel = panel.as_chunks::<Q4_GROUP_BYTES>().0;
     assert_eq!(panel.len(), rows.groups());
     let mut acc = [s.splat(0.0); R];
     for (g, weights) in panel.iter().enumerate() {
+        ahead.ask::<S, R>(s);
         let (header, values) = weights.split_at(64);
         let values = values.try_into().expect("256 bytes");
         // SAFETY: there are as many groups as in the rows, which only earlier ops wrote; a
@@ -262,13 +301,19 @@ fn product_q4<S: Isa, const R: usize>(s: S, panel: &[u8], rows: &QuantTile<R>) -
 
 /// As [`product_q4`] with 8-bit groups: `acc = fma(scale × isum, scale_x, acc)`.
 #[inline(always)]
-fn product_q8<S: Isa, const R: usize>(s: S, panel: &[u8], rows: &QuantTile<R>) -> [S::F; R] {
+fn product_q8<S: Isa, const R: usize>(
+    s: S,
+    panel: &[u8],
+    rows: &QuantTile<R>,
+    ahead: &mut Ahead<'_>,
+) -> [S::F; R] {
     let (pairs, last) = panel.as_chunks::<Q8_PAIR_BYTES>();
     assert_eq!(2 * pairs.len() + last.len() / Q8_LAST_BYTES, rows.groups());
     let mut acc = [s.splat(0.0); R];
     for (g, pair) in pairs.iter().enumerate() {
         let (header, values) = pair.split_at(64);
         for i in 0..2 {
+            ahead.ask::<S, R>(s);
             let (scale, values) = (&header[i * 32..], &values[i * 512..]);
             let weights = (&scale[..32], values[..512].try_into().expect("512 bytes"));
             add_q8(s, weights, rows, 2 * g + i, &mut acc);

@@ -194,6 +194,10 @@ impl Quants {
         self.groups * GROUP
     }
 
+    pub(super) fn groups(&self) -> usize {
+        self.groups
+    }
+
     /// `R` rows from `first` on, which lie together: all in the same eight.
     #[inline(always)]
     pub(super) fn tile<const R: usize>(&self, first: usize) -> QuantTile<R> {

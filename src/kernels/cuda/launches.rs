@@ -51,24 +51,24 @@ pub(super) enum Call {
     Product { kernels: Kernels, outputs: u32, gathered: bool, arguments: Box<[u8]> },
 }
 
-/// Names of a product's kernels, in the order of [`FEW_TILES`] and [`MANY_TILES`].
+/// Names of a product's kernels, in the order of [`FEW_TILES`], and of that for more rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProductNames {
     pub(super) few: [&'static str; FEW_TILES.len()],
-    pub(super) many: Option<[&'static str; MANY_TILES.len()]>,
+    pub(super) many: Option<&'static str>,
 }
 
 /// Rows and outputs of a block of `linear.cu`.
-const FEW_TILES: [(u32, u32); 5] = [(16, 8), (16, 16), (32, 16), (64, 16), (64, 32)];
+const FEW_TILES: [(u32, u32); 4] = [(16, 8), (16, 16), (32, 16), (64, 16)];
 
 /// Rows and outputs of a block of `product.cu`.
-const MANY_TILES: [(u32, u32); 2] = [(128, 128), (128, 256)];
+const MANY_TILE: (u32, u32) = (128, 128);
 
 /// A product's kernels.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernels {
     few: [Tiled; FEW_TILES.len()],
-    many: Option<[Tiled; MANY_TILES.len()]>,
+    many: Option<Tiled>,
     /// Blocks that the device runs at once, at least.
     processors: u32,
 }
@@ -107,16 +107,11 @@ impl Call {
         for (name, tile) in names.few.into_iter().zip(FEW_TILES) {
             few.push(tiled(name, tile, 8 * tile.0 * tile.1 * 4)?);
         }
-        // Four stages of two tiles of 32 values: `product.cu`.
-        let mut many = Vec::with_capacity(MANY_TILES.len());
-        for (name, tile) in names.many.into_iter().flatten().zip(MANY_TILES) {
-            many.push(tiled(name, tile, 4 * (tile.0 + tile.1) * 32 * 2)?);
-        }
-        let kernels = Kernels {
-            few: few.try_into().expect("one for each tile"),
-            many: many.try_into().ok(),
-            processors: gpu.info().processors,
-        };
+        // Three stages of two tiles of 32 values: `product.cu`.
+        let shared = 3 * (MANY_TILE.0 + MANY_TILE.1) * 32 * 2;
+        let many = names.many.map(|name| tiled(name, MANY_TILE, shared)).transpose()?;
+        let few = few.try_into().expect("one for each tile");
+        let kernels = Kernels { few, many, processors: gpu.info().processors };
         let arguments = bytes_of(arguments).into();
         Ok(Call::Product { kernels, outputs, gathered, arguments })
     }
@@ -149,22 +144,18 @@ impl Call {
 }
 
 impl Kernels {
-    /// The kernel for this many rows: one that takes them all in one go, else one for many, else
+    /// The kernel for this many rows: one that takes them all in one go, else that for many, else
     /// the largest several times. Of several, that with the largest tile which leaves no processor
-    /// without a block, for it reads least.
+    /// without a block.
     fn suited(&self, rows: u32, outputs: u32) -> Tiled {
-        let enough = |tiled: &&Tiled| {
-            let (of, to) = tiled.tile;
-            rows.div_ceil(of) * outputs.div_ceil(to) >= self.processors
-        };
         let tallest = FEW_TILES[FEW_TILES.len() - 1].0;
-        let least = FEW_TILES.iter().map(|tile| tile.0).find(|of| *of >= rows).unwrap_or(tallest);
-        let few = self.few.iter().filter(|tiled| tiled.tile.0 == least);
-        let choice: Vec<&Tiled> = match &self.many {
-            Some(many) if rows > tallest => many.iter().collect(),
-            _ => few.collect(),
-        };
-        **choice.iter().rev().find(|tiled| enough(tiled)).unwrap_or(&choice[0])
+        if let (Some(many), true) = (self.many, rows > tallest) {
+            return many;
+        }
+        let least = self.few.iter().map(|tiled| tiled.tile.0).find(|of| *of >= rows);
+        let mut choice = self.few.iter().filter(|tiled| tiled.tile.0 == least.unwrap_or(tallest));
+        let enough = |tiled: &&Tiled| outputs.div_ceil(tiled.tile.1) >= self.processors;
+        *choice.clone().rfind(enough).or(choice.next()).expect("kernels for any rows")
     }
 }
 

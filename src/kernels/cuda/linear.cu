@@ -182,14 +182,10 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     // Where there are registers, so are the next while some are multiplied.
     constexpr bool AHEAD = MT * NT <= 4;
     W weights[NT], next[NT];
-    // Matrices are padded to 16 outputs: a wider block has none for its second half at the end.
-    u32 last = (a.weight.outputs + 15) / 16 * 16 - 8;
     auto load = [&](W (&to)[NT], u32 super) {
         if (super >= a.weight.supers) return;
 #pragma unroll
-        for (int n = 0; n < NT; ++n) {
-            to[n].load(a.weight, min(first_output + 8 * n, last), super, g, t);
-        }
+        for (int n = 0; n < NT; ++n) to[n].load(a.weight, first_output + 8 * n, super, g, t);
     };
     load(weights, warp);
     begin();
@@ -271,31 +267,25 @@ LINEAR(linear_bf16_16x8, Bf16, 1, 1)
 LINEAR(linear_bf16_16x16, Bf16, 1, 2)
 LINEAR(linear_bf16_32x16, Bf16, 2, 2)
 LINEAR(linear_bf16_64x16, Bf16, 4, 2)
-LINEAR(linear_bf16_64x32, Bf16, 4, 4)
 LINEAR(linear_q4_16x8, Q4, 1, 1)
 LINEAR(linear_q4_16x16, Q4, 1, 2)
 LINEAR(linear_q4_32x16, Q4, 2, 2)
 LINEAR(linear_q4_64x16, Q4, 4, 2)
-LINEAR(linear_q4_64x32, Q4, 4, 4)
 LINEAR(linear_q4h_16x8, Q4Halves, 1, 1)
 LINEAR(linear_q4h_16x16, Q4Halves, 1, 2)
 LINEAR(linear_q4h_32x16, Q4Halves, 2, 2)
 LINEAR(linear_q4h_64x16, Q4Halves, 4, 2)
-LINEAR(linear_q4h_64x32, Q4Halves, 4, 4)
 LINEAR(linear_q8_16x8, Q8, 1, 1)
 LINEAR(linear_q8_16x16, Q8, 1, 2)
 LINEAR(linear_q8_32x16, Q8, 2, 2)
 LINEAR(linear_q8_64x16, Q8, 4, 2)
-LINEAR(linear_q8_64x32, Q8, 4, 4)
 LINEAR(linear_q8m_16x8, Q8Minimum, 1, 1)
 LINEAR(linear_q8m_16x16, Q8Minimum, 1, 2)
 LINEAR(linear_q8m_32x16, Q8Minimum, 2, 2)
 LINEAR(linear_q8m_64x16, Q8Minimum, 4, 2)
-LINEAR(linear_q8m_64x32, Q8Minimum, 4, 4)
 LINEAR(linear_q8h_16x8, Q8Halves, 1, 1)
 LINEAR(linear_q8h_16x16, Q8Halves, 1, 2)
 LINEAR(linear_q8h_32x16, Q8Halves, 2, 2)
 LINEAR(linear_q8h_64x16, Q8Halves, 4, 2)
-LINEAR(linear_q8h_64x32, Q8Halves, 4, 4)
 
 #undef LINEAR

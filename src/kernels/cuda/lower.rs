@@ -409,7 +409,6 @@ fn names(format: MatrixFormat, deterministic: bool) -> ProductNames {
                 concat!("linear_", $of, "_16x16"),
                 concat!("linear_", $of, "_32x16"),
                 concat!("linear_", $of, "_64x16"),
-                concat!("linear_", $of, "_64x32"),
             ]
         };
     }
@@ -421,7 +420,6 @@ fn names(format: MatrixFormat, deterministic: bool) -> ProductNames {
         MatrixFormat::Q8Minimum => few!("q8m"),
         MatrixFormat::Q8Halves => few!("q8h"),
     };
-    let tiled = format == MatrixFormat::Bf16 && !deterministic;
-    let many = tiled.then_some(["product_bf16_128", "product_bf16_256"]);
+    let many = (format == MatrixFormat::Bf16 && !deterministic).then_some("product_bf16");
     ProductNames { few, many }
 }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{Block, Blocks, HEAD_DIM_MAX, Query, Shape, Tile, attend};
+use super::{Block, Blocks, QUERIES_MAX, Query, Room, Shape, Tile, attend, room};
 use crate::kernels::batch::Batch;
 use crate::kernels::cpu::executor::Surroundings;
 use crate::kernels::cpu::isa::{Isa, LANES, Task};
@@ -12,10 +12,7 @@ use crate::kernels::cpu::views::{Floats, Sink};
 use crate::kernels::ops::PackedAttention;
 use crate::scheduler::step::BLOCK_TOKENS;
 
-/// Rows that a unit of [`PackedTask`] takes, to share the turned keys.
-const PACKED_ROWS: usize = 32;
-
-/// [`PackedAttention`]; a unit is up to 32 rows and one head.
+/// [`PackedAttention`]; a unit is up to 48 rows and one head.
 pub(in crate::kernels::cpu) struct PackedTask<'a> {
     op: &'a PackedAttention,
     batch: &'a Batch,
@@ -34,7 +31,7 @@ impl<'a> PackedTask<'a> {
         assert!(op.heads.is_multiple_of(op.kv_heads), "{} heads on {}", op.heads, op.kv_heads);
         assert_eq!(output.width(), op.heads * op.head_dim);
         let shape = Shape::new(op.head_dim, op.scale, &output);
-        let tile = Tile { rows: PACKED_ROWS, heads: 1 };
+        let tile = Tile { rows: QUERIES_MAX, heads: 1 };
         Self { op, batch: around.batch, qkv, output, shape, tile }
     }
 }
@@ -48,7 +45,8 @@ impl Task for PackedTask<'_> {
     fn run<S: Isa>(&self, s: S, units: Range<usize>) {
         let &PackedAttention { heads, kv_heads, causal, .. } = self.op;
         let head_dim = self.shape.head_dim;
-        let mut turned = [[0.0; BLOCK_TOKENS]; HEAD_DIM_MAX];
+        // SAFETY: nothing else in this thread uses it meanwhile.
+        let Room { sums, blocks: [turned, _] } = unsafe { &mut *room() };
         for unit in units {
             for patch in self.tile.patches(unit, heads, self.batch) {
                 let keys = (heads + patch.heads.start / (heads / kv_heads)) * head_dim;
@@ -60,16 +58,16 @@ impl Task for PackedTask<'_> {
                     values: keys + kv_heads * head_dim,
                     turned: &mut turned[..head_dim],
                 };
-                for from in (0..patch.len()).step_by(PACKED_ROWS) {
-                    let (places, count) = patch.places::<PACKED_ROWS>(from);
+                for from in (0..patch.len()).step_by(QUERIES_MAX) {
+                    let (places, count) = patch.places::<QUERIES_MAX>(from);
                     let queries = places.map(|(row, head)| Query {
                         row,
                         head,
                         values: self.qkv.row(row).columns(head * head_dim, head_dim),
                         visible: if causal { row + 1 - first } else { patch.span.rows.len() },
                     });
-                    let queries = &queries[..count];
-                    attend::<S, _, PACKED_ROWS>(s, &mut blocks, queries, self.shape, &self.output);
+                    let queries = (&queries[..count], &mut sums[..]);
+                    attend(s, &mut blocks, queries, self.shape, &self.output);
                 }
             }
         }

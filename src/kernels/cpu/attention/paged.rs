@@ -4,7 +4,9 @@
 
 use std::ops::Range;
 
-use super::{Block, Blocks, Query, SIDE_BY_SIDE, Shape, Tile, attend};
+use super::{
+    Block, Blocks, Patch, QUERIES_MAX, Query, Room, SIDE_BY_SIDE, Shape, Sums, Tile, attend, room,
+};
 use crate::kernels::batch::{Batch, BatchSpan};
 use crate::kernels::cpu::executor::Surroundings;
 use crate::kernels::cpu::isa::{Isa, LANES, Task};
@@ -13,7 +15,10 @@ use crate::kernels::cpu::views::{Floats, Sink};
 use crate::kernels::ops::PagedAttention;
 use crate::scheduler::step::BLOCK_TOKENS;
 
-/// [`PagedAttention`]; a unit is up to 4 rows and one or all query heads of a KV head.
+/// Rows of a prompt that a unit takes at most, to share keys and values.
+const ROWS_MAX: usize = 16;
+
+/// [`PagedAttention`]; a unit is up to 16 rows and one or all query heads of a KV head.
 pub(in crate::kernels::cpu) struct PagedTask<'a> {
     op: &'a PagedAttention,
     batch: &'a Batch,
@@ -50,7 +55,7 @@ fn tile(op: &PagedAttention, rows: usize, members: usize) -> Tile {
     };
     let together = (1..=group).rev().filter(|heads| group.is_multiple_of(*heads));
     let heads = together.min_by_key(|heads| time(*heads)).unwrap_or(1);
-    Tile { rows: (rows / 16).clamp(1, 4), heads }
+    Tile { rows: (rows / 16).clamp(1, ROWS_MAX), heads }
 }
 
 impl Task for PagedTask<'_> {
@@ -60,24 +65,47 @@ impl Task for PagedTask<'_> {
 
     #[inline(always)]
     fn run<S: Isa>(&self, s: S, units: Range<usize>) {
-        let head_dim = self.shape.head_dim;
         let group = self.op.heads / self.op.kv.heads;
+        // SAFETY: nothing else in this thread uses it meanwhile.
+        let Room { sums, blocks: [keys, values] } = unsafe { &mut *room() };
         for unit in units {
             for patch in self.tile.patches(unit, self.op.heads, self.batch) {
                 let head = patch.heads.start / group;
                 let mut blocks = PagedBlocks { blocks: &self.blocks, span: patch.span, head };
-                for from in (0..patch.len()).step_by(SIDE_BY_SIDE) {
-                    let (places, count) = patch.places::<SIDE_BY_SIDE>(from);
-                    let queries = places.map(|(row, head)| Query {
-                        row,
-                        head,
-                        values: self.qkv.row(row).columns(head * head_dim, head_dim),
-                        visible: self.batch.positions[row] as usize + 1,
-                    });
-                    let queries = &queries[..count];
-                    attend::<S, _, SIDE_BY_SIDE>(s, &mut blocks, queries, self.shape, &self.output);
+                if patch.len() <= SIDE_BY_SIDE {
+                    self.patch::<S, _, SIDE_BY_SIDE>(s, (&mut blocks, sums), &patch);
+                } else {
+                    let head_dim = self.shape.head_dim;
+                    let keys = &mut keys[..head_dim];
+                    let values = values[..head_dim].as_flattened_mut();
+                    let mut blocks = FloatBlocks { blocks, keys, values };
+                    self.patch::<S, _, QUERIES_MAX>(s, (&mut blocks, sums), &patch);
                 }
             }
+        }
+    }
+}
+
+impl PagedTask<'_> {
+    /// Takes a patch through its blocks, `N` queries at a time.
+    #[inline(always)]
+    fn patch<S: Isa, B: Blocks, const N: usize>(
+        &self,
+        s: S,
+        (blocks, sums): (&mut B, &mut [Sums]),
+        patch: &Patch<'_>,
+    ) {
+        let head_dim = self.shape.head_dim;
+        for from in (0..patch.len()).step_by(N) {
+            let (places, count) = patch.places::<N>(from);
+            let queries = places.map(|(row, head)| Query {
+                row,
+                head,
+                values: self.qkv.row(row).columns(head * head_dim, head_dim),
+                visible: self.batch.positions[row] as usize + 1,
+            });
+            let queries = (&queries[..count], &mut sums[..]);
+            attend(s, blocks, queries, self.shape, &self.output);
         }
     }
 }
@@ -139,5 +167,66 @@ impl Block for PagedBlock {
         debug_assert!(t < BLOCK_TOKENS && c + LANES <= self.head_dim);
         // SAFETY: a head's values are `[32][head_dim]`; only earlier ops write KV.
         unsafe { s.read_half(self.block.values.add(t * self.head_dim + c)) }
+    }
+}
+
+/// As [`PagedBlocks`], each block made f32 once for many queries.
+struct FloatBlocks<'a> {
+    blocks: PagedBlocks<'a>,
+    /// Keys of a block, a row for each dimension.
+    keys: &'a mut [[f32; BLOCK_TOKENS]],
+    /// Its values, `head_dim` for each position.
+    values: &'a mut [f32],
+}
+
+impl Blocks for FloatBlocks<'_> {
+    type Block<'b>
+        = FloatBlock
+    where
+        Self: 'b;
+
+    #[inline(always)]
+    fn open<S: Isa>(&mut self, s: S, index: usize, visible: usize) -> FloatBlock {
+        let PagedBlock { block, next, head_dim } = self.blocks.open(s, index, visible);
+        let keys = self.keys.as_flattened_mut();
+        for (i, lanes) in keys.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let at = i * LANES;
+            // SAFETY: a head's keys are `[head_dim][32]`; only earlier ops write KV.
+            *lanes = s.store(unsafe { s.read_half(block.keys.add(at)) });
+            s.prefetch(next.keys.wrapping_add(at));
+        }
+        for (i, lanes) in self.values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let at = i * LANES;
+            // SAFETY: a head's values are `[32][head_dim]`; only earlier ops write KV.
+            *lanes = s.store(unsafe { s.read_half(block.values.add(at)) });
+            s.prefetch(next.values.wrapping_add(at));
+        }
+        FloatBlock { keys: self.keys.as_ptr(), values: self.values.as_ptr(), head_dim }
+    }
+}
+
+/// As [`PagedBlock`], in f32. Its room outlives it: `open` borrows what holds it.
+struct FloatBlock {
+    keys: *const [f32; BLOCK_TOKENS],
+    values: *const f32,
+    head_dim: usize,
+}
+
+impl Block for FloatBlock {
+    #[inline(always)]
+    fn keys<S: Isa>(&self, s: S, d: usize) -> [S::F; 2] {
+        debug_assert!(d < self.head_dim);
+        // SAFETY: keys are `[head_dim][32]`.
+        unsafe {
+            let keys = self.keys.add(d).cast::<f32>();
+            [s.read(keys), s.read(keys.add(LANES))]
+        }
+    }
+
+    #[inline(always)]
+    fn values<S: Isa>(&self, s: S, t: usize, c: usize) -> S::F {
+        debug_assert!(t < BLOCK_TOKENS && c + LANES <= self.head_dim);
+        // SAFETY: values are `[32][head_dim]`.
+        unsafe { s.read(self.values.add(t * self.head_dim + c)) }
     }
 }
