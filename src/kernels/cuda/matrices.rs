@@ -186,8 +186,8 @@ impl Uploads {
     }
 }
 
-/// Gives all rows of a matrix in device form to `take`, some at a time and in order, with the number
-/// of the first. Other threads convert those that come next meanwhile.
+/// Gives all rows of a matrix in device form to `take`, some at a time and in order, with the
+/// number of the first. Other threads convert those that come next meanwhile.
 fn convert(
     packed: &Packed,
     format: MatrixFormat,
