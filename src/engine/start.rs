@@ -40,12 +40,10 @@ use crate::store::progress::Progress;
 use crate::telemetry::Telemetry;
 use crate::weights::LoadError;
 
-/// How long a step may take on a CPU and on a GPU, unless the configuration says so: what a token
-/// of one model waits for the work of another.
-const STEP_TARGET: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(8));
-
-/// How long a step that encodes may take while nothing is generated.
-const ENCODE_TARGET: Duration = Duration::from_millis(25);
+/// How long a step may take, unless the configuration says so: what a token of one model waits for
+/// the work of another. Then, how long one that encodes may while nothing is generated.
+const CPU_TARGETS: [Duration; 2] = [Duration::from_millis(25); 2];
+const GPU_TARGETS: [Duration; 2] = [Duration::from_millis(8), Duration::from_millis(25)];
 
 /// Execution slots of a CPU, and uncommitted steps a slot: it computes while it is asked.
 pub const CPU_SLOTS: (u8, u8) = (1, 1);
@@ -169,8 +167,8 @@ impl Startup {
         let mut gpu = self.open_gpu()?;
         let dtypes = self.dtypes(gpu.is_some())?;
         let slots = if gpu.is_some() { GPU_SLOTS } else { CPU_SLOTS };
-        let usual = if gpu.is_some() { STEP_TARGET.1 } else { STEP_TARGET.0 };
-        let target = self.config.scheduler.step_target.unwrap_or(usual);
+        let usual = if gpu.is_some() { GPU_TARGETS } else { CPU_TARGETS };
+        let targets = self.config.scheduler.step_target.map_or(usual, |target| [target; 2]);
         let files = self.fetch(progress)?;
         let mut lanes = Vec::new();
         for (((manifest, model), files), dtype) in self.models().zip(&files).zip(dtypes) {
@@ -183,7 +181,7 @@ impl Startup {
         let patience = self.config.device.stall.unwrap_or(usual);
         let mut runner = self.runner(lanes.len(), pages, gpu)?;
         let (scheduler, tried) =
-            match self.assemble(&lanes, loaded, pages, (&mut *runner, slots, target)) {
+            match self.assemble(&lanes, loaded, pages, (&mut *runner, slots, targets)) {
                 Ok(assembled) => assembled,
                 Err(error) => {
                     // Giving memory back would wait for a device that may never answer again.
@@ -437,7 +435,7 @@ impl Startup {
         lanes: &[Opening],
         loaded: Vec<Option<LoadedModel>>,
         pages: Pages,
-        (runner, slots, target): (&mut dyn Runner, (u8, u8), Duration),
+        (runner, slots, targets): (&mut dyn Runner, (u8, u8), [Duration; 2]),
     ) -> Result<(Scheduler, Lanes), StartError> {
         let scratch = Scratch { first: pages.count };
         let (mut configs, mut tried) = (Vec::new(), Vec::new());
@@ -461,9 +459,10 @@ impl Startup {
             tried.push((trial, preloaded));
             configs.push(config);
         }
+        let [step_target, encode_target] = targets.map(|of| Micros(of.as_micros() as u64));
         let config = SchedulerConfig {
-            step_target: Micros(target.as_micros() as u64),
-            encode_target: Micros(ENCODE_TARGET.as_micros() as u64),
+            step_target,
+            encode_target,
             slots: slots.0,
             depth: slots.1,
             kv_pages: pages.count,
