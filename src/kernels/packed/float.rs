@@ -11,19 +11,16 @@ impl Packed {
     /// If there is no such row, the matrix is not bf16, or `out` is too short.
     pub(in crate::kernels) fn read_halves(&self, n: usize, out: &mut [u8]) {
         assert!(n < self.n && self.format == PackedFormat::Bf16);
-        let lane = n % PANEL * 4;
-        let lines = self.panel(n / PANEL).chunks_exact(PANEL * 4);
-        for (pair, line) in out[..2 * self.k].as_chunks_mut::<4>().0.iter_mut().zip(lines) {
-            for i in 0..2 {
-                let value = u16::from_ne_bytes([line[lane + 2 * i], line[lane + 2 * i + 1]]);
-                pair[2 * i..2 * i + 2].copy_from_slice(&value.to_le_bytes());
-            }
+        let pairs = pairs(self.panel(n / PANEL), n % PANEL);
+        for (to, pair) in out[..2 * self.k].as_chunks_mut().0.iter_mut().zip(pairs) {
+            let [[a, b], [c, d]] = pair.map(u16::to_le_bytes);
+            *to = [a, b, c, d];
         }
     }
 }
 
 /// [`round_half`] of a value that is bf16 already.
-fn keep_half(bits: u16) -> u16 {
+pub(super) fn keep_half(bits: u16) -> u16 {
     let least = const { (HALF_LEAST.to_bits() >> 16) as u16 };
     match bits & 0x7FFF {
         0x7F81.. => 0x7FC0,
@@ -35,33 +32,34 @@ fn keep_half(bits: u16) -> u16 {
 /// Writes a row into its place in a bf16 panel.
 pub(super) fn pack_bf16(encoding: Encoding, row: &[u8], panel: &mut [u8], lane: usize) {
     if encoding == Encoding::Bf16 {
-        let lines = panel.chunks_exact_mut(PANEL * 4);
-        for (pair, line) in row.as_chunks::<4>().0.iter().zip(lines) {
-            let halves = [[pair[0], pair[1]], [pair[2], pair[3]]];
-            for (i, half) in halves.into_iter().enumerate() {
-                let at = lane * 4 + i * 2;
-                let kept = keep_half(u16::from_le_bytes(half));
-                line[at..at + 2].copy_from_slice(&kept.to_ne_bytes());
-            }
-        }
-        return;
+        let halves = |&[a, b, c, d]: &[u8; 4]| [[a, b], [c, d]].map(u16::from_le_bytes);
+        let pairs = row.as_chunks().0.iter().map(halves);
+        put_pairs(pairs.map(|pair| pair.map(keep_half)), panel, lane);
+    } else {
+        let values: Vec<f32> = values(encoding, row).collect();
+        put_pairs(values.as_chunks().0.iter().map(|pair| pair.map(round_half)), panel, lane);
     }
-    let lines = panel.chunks_exact_mut(PANEL * 4);
-    for (pair, line) in values(encoding, row).collect::<Vec<_>>().chunks_exact(2).zip(lines) {
-        for (i, value) in pair.iter().enumerate() {
-            let at = lane * 4 + i * 2;
-            line[at..at + 2].copy_from_slice(&round_half(*value).to_ne_bytes());
-        }
+}
+
+fn put_pairs(pairs: impl Iterator<Item = [u16; 2]>, panel: &mut [u8], lane: usize) {
+    for (pair, line) in pairs.zip(panel.chunks_exact_mut(PANEL * 4)) {
+        let [[a, b], [c, d]] = pair.map(u16::to_ne_bytes);
+        line[lane * 4..lane * 4 + 4].copy_from_slice(&[a, b, c, d]);
     }
+}
+
+/// The values of a row of a bf16 panel.
+fn pairs(panel: &[u8], lane: usize) -> impl Iterator<Item = [u16; 2]> {
+    panel.chunks_exact(PANEL * 4).map(move |line| {
+        let at = lane * 4;
+        [[line[at], line[at + 1]], [line[at + 2], line[at + 3]]].map(u16::from_ne_bytes)
+    })
 }
 
 /// Reads a row of a bf16 panel back.
 pub(super) fn read_bf16(panel: &[u8], lane: usize, out: &mut [f32]) {
-    for (pair, line) in out.chunks_exact_mut(2).zip(panel.chunks_exact(PANEL * 4)) {
-        for (i, value) in pair.iter_mut().enumerate() {
-            let at = lane * 4 + i * 2;
-            *value = bf16::from_ne_bytes([line[at], line[at + 1]]).to_f32();
-        }
+    for (to, pair) in out.as_chunks_mut().0.iter_mut().zip(pairs(panel, lane)) {
+        *to = pair.map(|bits| bf16::from_bits(bits).to_f32());
     }
 }
 

@@ -211,3 +211,11 @@ fn halves_are_rounded_to_even_and_never_tiny() {
     assert_eq!(round_half(f32::NAN), 0x7FC0);
     assert_eq!(round_half(f32::MAX), 0x7F80);
 }
+
+#[test]
+fn values_that_are_bf16_already_are_rounded_alike() {
+    for bits in 0..=u16::MAX {
+        let rounded = round_half(half::bf16::from_bits(bits).to_f32());
+        assert_eq!(float::keep_half(bits), rounded, "{bits:#06x}");
+    }
+}
