@@ -188,18 +188,16 @@ impl Blocks for FloatBlocks<'_> {
     #[inline(always)]
     fn open<S: Isa>(&mut self, s: S, index: usize, visible: usize) -> FloatBlock {
         let PagedBlock { block, next, head_dim } = self.blocks.open(s, index, visible);
-        let keys = self.keys.as_flattened_mut();
-        for (i, lanes) in keys.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let at = i * LANES;
-            // SAFETY: a head's keys are `[head_dim][32]`; only earlier ops write KV.
-            *lanes = s.store(unsafe { s.read_half(block.keys.add(at)) });
-            s.prefetch(next.keys.wrapping_add(at));
-        }
-        for (i, lanes) in self.values.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let at = i * LANES;
-            // SAFETY: a head's values are `[32][head_dim]`; only earlier ops write KV.
-            *lanes = s.store(unsafe { s.read_half(block.values.add(at)) });
-            s.prefetch(next.values.wrapping_add(at));
+        let keys = (self.keys.as_flattened_mut(), block.keys, next.keys);
+        let values = (&mut *self.values, block.values, next.values);
+        for (to, from, next) in [keys, values] {
+            for (i, lanes) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let at = i * LANES;
+                // SAFETY: a head's keys are `[head_dim][32]`, its values as many; only earlier ops
+                // write KV.
+                *lanes = s.store(unsafe { s.read_half(from.add(at)) });
+                s.prefetch(next.wrapping_add(at));
+            }
         }
         FloatBlock { keys: self.keys.as_ptr(), values: self.values.as_ptr(), head_dim }
     }
