@@ -125,8 +125,8 @@ impl RequestSpan {
             let _ = span.set_parent(Context::new().with_remote_span_context(context));
         }
         // Where the layer is missing a span may count as enabled, and has no place in a trace.
-        let this = Self(span);
-        this.parent().is_some().then_some(this)
+        let known = span.context().span().span_context().is_valid();
+        known.then(|| Self(span))
     }
 
     /// What goes on from here.
