@@ -115,7 +115,7 @@ fn dense_products_are_right_for_few_and_many_rows() {
 #[test]
 fn products_that_fill_a_gpu_are_right() {
     if !on_gpu() {
-        // There, all blocks are large: a processor would take minutes.
+        // Only there do so many processors have a block each: one would take minutes.
         return;
     }
     let mut random = Random::new(10);
