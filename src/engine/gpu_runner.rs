@@ -15,7 +15,7 @@ use crate::kernels::cuda::tables::{FROM_SEAT, Loan, SeatDraw, Work};
 use crate::kernels::ops::Program;
 use crate::model::Dtype;
 use crate::request::{LaneId, Micros};
-use crate::scheduler::step::{Input, Outcome, Output, SlotId, Step};
+use crate::scheduler::step::{BlockCopy, BlockId, Input, Outcome, Output, SlotId, Step};
 use crate::weights::LoadError;
 
 /// Execution slots of a GPU, and uncommitted steps a slot: one runs while the next is planned.
@@ -82,7 +82,8 @@ impl GpuRunner {
     fn pack(&mut self, step: &Step) {
         let Work { batch, draws, details, history, states, .. } = &mut self.work;
         batch.tokens.extend_from_slice(&step.tokens);
-        batch.blocks.extend(step.blocks.iter().map(|block| (block.group, block.slot)));
+        batch.blocks.extend(step.blocks.iter().map(BlockId::place));
+        batch.copies.extend(step.copies.iter().map(BlockCopy::places));
         history.extend_from_slice(&step.history);
         let mut wanted = step.details.iter().peekable();
         for (index, span) in step.spans.iter().enumerate() {

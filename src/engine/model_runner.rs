@@ -12,7 +12,9 @@ use crate::kernels::cpu::executor::{Draw, Executor, Refine, Refined};
 use crate::kernels::ops::Buf;
 use crate::kernels::sample::adjust::Past;
 use crate::request::{LaneId, Micros, TokenId};
-use crate::scheduler::step::{Grant, Input, MAX_SEATS, Outcome, Output, SlotId, Span, Step};
+use crate::scheduler::step::{
+    BlockCopy, BlockId, Grant, Input, MAX_SEATS, Outcome, Output, SlotId, Span, Step,
+};
 
 /// The one runner of a device.
 #[derive(Debug)]
@@ -210,7 +212,8 @@ fn take_in(map: &mut KvMap, grant: &Grant, page_bytes: usize) {
 fn pack(batch: &mut Batch, step: &Step, seats: &[TokenId]) {
     batch.clear();
     batch.tokens.extend_from_slice(&step.tokens);
-    batch.blocks.extend(step.blocks.iter().map(|block| (block.group, block.slot)));
+    batch.blocks.extend(step.blocks.iter().map(BlockId::place));
+    batch.copies.extend(step.copies.iter().map(BlockCopy::places));
     for (index, span) in step.spans.iter().enumerate() {
         let Span { rows, start, blocks, input, output, .. } = span;
         batch.spans.push(BatchSpan { rows: rows.clone(), start: *start, blocks: blocks.clone() });

@@ -17,6 +17,8 @@ pub struct Batch {
     pub spans: Vec<BatchSpan>,
     /// Block tables of all spans, one after the other: (group, slot).
     pub blocks: Vec<(u32, u32)>,
+    /// Blocks that are copied before the rows: from, to. None is both.
+    pub copies: Vec<[(u32, u32); 2]>,
     /// The last row of each span that yields something, ascending.
     pub gather: Vec<u32>,
 }
@@ -30,6 +32,7 @@ impl Batch {
         self.span_of.clear();
         self.spans.clear();
         self.blocks.clear();
+        self.copies.clear();
         self.gather.clear();
     }
 }

@@ -141,7 +141,7 @@ pub struct Program {
 ///
 /// K is `[kv_heads][head_dim][BLOCK_TOKENS]` (token fastest), V is
 /// `[kv_heads][BLOCK_TOKENS][head_dim]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KvShape {
     /// Layers of the model.
     pub layers: usize,

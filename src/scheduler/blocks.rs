@@ -10,6 +10,9 @@ use crate::request::{TenantId, TokenId};
 /// Ends a list.
 const NONE: u32 = u32::MAX;
 
+/// How many of their first tokens blocks are looked for by, where only the beginning is wanted.
+const BEGINNINGS: [usize; 3] = [8, 16, 24];
+
 /// The tokens of one full block.
 pub(super) type BlockTokens = [TokenId; BLOCK_TOKENS];
 
@@ -42,6 +45,9 @@ pub(super) struct Blocks {
     tokens: Vec<BlockTokens>,
     /// Hash of (prefix, tokens) to a registered block; the block is compared before it is used.
     index: HashMap<u64, u32>,
+    /// Hash of (prefix, first tokens) to the latest registered block that begins so, for each of
+    /// `BEGINNINGS`; compared likewise.
+    beginnings: HashMap<u64, u32>,
     next_serial: u64,
     /// Ends of the list of cached blocks.
     oldest: u32,
@@ -108,6 +114,7 @@ impl Blocks {
             blocks: Vec::new(),
             tokens: Vec::new(),
             index: HashMap::new(),
+            beginnings: HashMap::new(),
             next_serial: 1 << 32,
             oldest: NONE,
             newest: NONE,
@@ -235,13 +242,36 @@ impl Blocks {
         tokens: &BlockTokens,
     ) -> Option<(BlockId, Prefix)> {
         let (block, made) = self.find(prefix, tokens)?;
+        Some((self.hold(block), made))
+    }
+
+    /// A registered block that continues `prefix` and begins with some of the first of `tokens`
+    /// (less than a block), now held once more, and with how many of them.
+    pub(super) fn reuse_part(
+        &mut self,
+        prefix: Prefix,
+        tokens: &[TokenId],
+    ) -> Option<(BlockId, u32)> {
+        let (block, alike) = BEGINNINGS.into_iter().rev().find_map(|length| {
+            let hash = hash_of(prefix, tokens.get(..length)?);
+            let block = *self.beginnings.get(&hash)?;
+            let entry = self.blocks[block as usize].entry.expect("a registered block");
+            let pairs = self.tokens[block as usize].iter().zip(tokens);
+            let alike = pairs.take_while(|(other, token)| other == token).count();
+            (entry.prefix == prefix && alike >= length).then_some((block, alike))
+        })?;
+        Some((self.hold(block), alike as u32))
+    }
+
+    /// One more holder for a registered block.
+    fn hold(&mut self, block: u32) -> BlockId {
         if self.blocks[block as usize].holders == 0 {
             self.unlink(block);
             self.change(block / self.per_group, |group| group.held += 1);
             self.held += 1;
         }
         self.blocks[block as usize].holders += 1;
-        Some((BlockId { group: block / self.per_group, slot: block % self.per_group }, made))
+        BlockId { group: block / self.per_group, slot: block % self.per_group }
     }
 
     /// Makes a full, computed block reusable, unless an equal one already is, and returns the
@@ -259,6 +289,9 @@ impl Blocks {
         if !self.groups[id.group as usize].leaving && !self.index.contains_key(&hash) {
             assert!(self.blocks[block as usize].entry.is_none(), "a block is registered once");
             self.index.insert(hash, block);
+            for length in BEGINNINGS {
+                self.beginnings.insert(hash_of(prefix, &tokens[..length]), block);
+            }
             self.blocks[block as usize].entry = Some(Entry { hash, prefix, serial: made.0 });
             self.tokens[block as usize] = tokens;
         }
@@ -321,6 +354,12 @@ impl Blocks {
     fn unregister(&mut self, block: u32) {
         let entry = self.blocks[block as usize].entry.take().expect("the block is registered");
         self.index.remove(&entry.hash);
+        for length in BEGINNINGS {
+            let hash = hash_of(entry.prefix, &self.tokens[block as usize][..length]);
+            if self.beginnings.get(&hash) == Some(&block) {
+                self.beginnings.remove(&hash);
+            }
+        }
     }
 
     /// Puts a block that nobody holds among the free ones.
@@ -411,6 +450,9 @@ impl Blocks {
         }
         assert_eq!((self.free, self.held, self.cached), (free, held, cached));
         assert_eq!(self.index.len(), registered);
+        for block in self.beginnings.values() {
+            assert!(self.blocks[*block as usize].entry.is_some(), "{block} is registered");
+        }
         let uses: Vec<GroupUse> = self.groups.iter().map(Group::used).collect();
         let count = |matches: fn(&GroupUse) -> bool| {
             uses.iter().filter(|used| matches(used)).count() as u32
@@ -427,7 +469,7 @@ impl Blocks {
     }
 }
 
-fn hash_of(prefix: Prefix, tokens: &BlockTokens) -> u64 {
+fn hash_of(prefix: Prefix, tokens: &[TokenId]) -> u64 {
     let mut hasher = DefaultHasher::new();
     prefix.hash(&mut hasher);
     tokens.hash(&mut hasher);

@@ -37,6 +37,33 @@ fn leaving_drops_what_is_cached() {
 }
 
 #[test]
+fn the_latest_block_that_begins_alike_is_found_by_its_beginning() {
+    let mut blocks = two_groups();
+    let root = Prefix::empty(TenantId(0));
+    let text = |from: usize, token| {
+        let mut text = [1; BLOCK_TOKENS];
+        text[from..].fill(token);
+        text
+    };
+    let [older, newer] = [(20, 2), (12, 3)].map(|(from, token)| {
+        let block = blocks.take().unwrap();
+        blocks.register(block, root, text(from, token));
+        block
+    });
+    assert_eq!(blocks.reuse_part(root, &text(31, 9)[..31]), Some((older, 20)));
+    assert_eq!(blocks.reuse_part(root, &text(14, 9)[..31]), Some((newer, 12)));
+    assert_eq!(blocks.reuse_part(root, &text(31, 9)[..15]), Some((newer, 12)));
+    assert_eq!(blocks.reuse_part(root, &text(31, 9)[..7]), None);
+    assert_eq!(blocks.reuse_part(Prefix::empty(TenantId(1)), &text(31, 9)[..31]), None);
+    (0..3).for_each(|_| _ = blocks.release(newer));
+    // Evicted, it takes what both began with along: the other is still found by more.
+    assert_eq!(blocks.cached(), 1);
+    (0..3).for_each(|_| _ = blocks.take());
+    assert_eq!(blocks.reuse_part(root, &text(14, 9)[..14]), None);
+    assert_eq!(blocks.reuse_part(root, &text(31, 9)[..31]), Some((older, 20)));
+}
+
+#[test]
 fn an_equal_hash_of_other_tokens_is_a_miss() {
     let mut blocks = two_groups();
     let root = Prefix::empty(TenantId(0));
@@ -49,4 +76,8 @@ fn an_equal_hash_of_other_tokens_is_a_miss() {
     let tenant = Prefix::empty(TenantId(1));
     blocks.index.insert(hash_of(tenant, &[1; BLOCK_TOKENS]), wrong);
     assert_eq!(blocks.reuse(tenant, &[1; BLOCK_TOKENS]), None);
+    blocks.beginnings.insert(hash_of(tenant, &[1; 8]), wrong);
+    blocks.beginnings.insert(hash_of(root, &[2; 8]), wrong);
+    assert_eq!(blocks.reuse_part(tenant, &[1; 8]), None);
+    assert_eq!(blocks.reuse_part(root, &[2; 8]), None);
 }

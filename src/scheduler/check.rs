@@ -20,7 +20,7 @@ impl Scheduler {
                     let sequence = &lane.sequences[index];
                     seats += u32::from(sequence.seat.is_some());
                     leaving += u32::from(sequence.leaving);
-                    for block in &sequence.blocks {
+                    for block in sequence.blocks.iter().chain(&sequence.source) {
                         *holders.entry(*block).or_default() += 1;
                     }
                     match sequence.state {
@@ -29,6 +29,7 @@ impl Scheduler {
                             tokens += u64::from(sequence.known());
                             new += u64::from(sequence.remaining());
                             assert!(sequence.blocks.is_empty() && sequence.seat.is_none());
+                            assert!(sequence.source.is_none());
                         }
                         State::Running => running += 1,
                         State::Finished | State::Dropped => assert!(sequence.in_flight > 0),

@@ -9,7 +9,7 @@ use super::pages::Pages;
 use super::seats::Seats;
 use super::sequence::{Sequence, State};
 use super::slab::Slab;
-use super::step::{BLOCK_TOKENS, Input, Output, Span, StepKind};
+use super::step::{BLOCK_TOKENS, BlockCopy, Input, Output, Span, StepKind};
 use super::turn::{CommitTurn, PlanTurn};
 use crate::request::{Event, Generate, Micros, Request};
 
@@ -230,8 +230,13 @@ impl GenerateLane {
             sequence.registered += 1;
             sequence.prefix = made;
         }
+        let part = turn.pages.reuse_part(lane, sequence.prefix, &sequence.next_tokens());
+        sequence.source = part.map(|(source, _)| source);
         let wanted = sequence.blocks_for_text() - sequence.registered;
-        if !turn.pages.make_room(lane, wanted) {
+        // The source may be just the block that is lacking.
+        let room = turn.pages.make_room(lane, wanted)
+            || release_source(turn.pages, lane, sequence) && turn.pages.make_room(lane, wanted);
+        if !room {
             release_blocks(turn.pages, lane, sequence);
             sequence.restart();
             return false;
@@ -242,7 +247,8 @@ impl GenerateLane {
             sequence.blocks.push(turn.pages.take(lane).expect("room was made"));
         }
         sequence.seat = turn.seats.take(lane);
-        sequence.computed = sequence.registered * ROWS;
+        let alike = sequence.source.and(part).map_or(0, |(_, alike)| alike);
+        sequence.computed = sequence.registered * ROWS + alike;
         sequence.planned = sequence.computed;
         if !sequence.started {
             sequence.started = true;
@@ -296,6 +302,10 @@ impl GenerateLane {
         }
         if output != Output::None && !sequence.task.detail.is_empty() {
             sequence.push_detail(step, step.spans.len() as u32);
+        }
+        if let (Some(from), 0) = (sequence.source, sequence.in_flight) {
+            let to = sequence.blocks[(start / ROWS) as usize];
+            step.copies.push(BlockCopy { from, to });
         }
         let first_block = step.blocks.len() as u32;
         let covering = (start + rows).div_ceil(ROWS) as usize;
@@ -437,7 +447,17 @@ impl GenerateLane {
 /// Gives all blocks of a sequence back, the last first: of its cached blocks the end of the text
 /// is evicted before the beginning, without which it could not be found.
 fn release_blocks(pages: &mut Pages, lane: usize, sequence: &mut Sequence) {
+    release_source(pages, lane, sequence);
     while let Some(block) = sequence.blocks.pop() {
         pages.release(lane, block);
     }
+}
+
+/// Gives back what a sequence's block is a copy of; false if there is nothing.
+pub(super) fn release_source(pages: &mut Pages, lane: usize, sequence: &mut Sequence) -> bool {
+    let source = sequence.source.take();
+    if let Some(block) = source {
+        pages.release(lane, block);
+    }
+    source.is_some()
 }

@@ -1,7 +1,7 @@
 //! A generating lane, continued: what becomes of its sequences when a step commits or fails, and
 //! when they are cancelled. Knows no other lane.
 
-use super::generate::GenerateLane;
+use super::generate::{GenerateLane, release_source};
 use super::notes::TokenNote;
 use super::sequence::State;
 use super::step::{BLOCK_TOKENS, Output, Span, SpanDetail};
@@ -128,6 +128,7 @@ impl GenerateLane {
     ) {
         let sequence = &mut self.sequences[index];
         assert!(sequence.computed == span.start, "rows are computed in order");
+        release_source(turn.pages, self.lane, sequence);
         let end = span.start + span.len() as u32;
         turn.notes.recomputed_rows += sequence.furthest.min(end).saturating_sub(span.start);
         sequence.computed = end;

@@ -3,6 +3,7 @@
 
 use super::blocks::{BlockTokens, Blocks, GroupUse, Prefix};
 use super::step::{BlockId, Grant};
+use crate::request::TokenId;
 
 /// The pool of super-pages and every lane's blocks.
 ///
@@ -109,6 +110,16 @@ impl Pages {
         tokens: &BlockTokens,
     ) -> Option<(BlockId, Prefix)> {
         self.lanes[lane].blocks.reuse(prefix, tokens)
+    }
+
+    /// See [`Blocks::reuse_part`].
+    pub(super) fn reuse_part(
+        &mut self,
+        lane: usize,
+        prefix: Prefix,
+        tokens: &[TokenId],
+    ) -> Option<(BlockId, u32)> {
+        self.lanes[lane].blocks.reuse_part(prefix, tokens)
     }
 
     /// See [`Blocks::register`].

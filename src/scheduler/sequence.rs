@@ -24,6 +24,9 @@ pub(super) struct Sequence {
     pub(super) state: State,
     pub(super) seat: Option<Seat>,
     pub(super) blocks: Vec<BlockId>,
+    /// What its first block that is not reused is a copy of at first: held until the step that
+    /// copies it has landed.
+    pub(super) source: Option<BlockId>,
     /// Blocks of `blocks` that are registered or were reused, and the prefix they make.
     pub(super) registered: u32,
     pub(super) prefix: Prefix,
@@ -72,6 +75,7 @@ impl Sequence {
             state: State::Waiting,
             seat: None,
             blocks: Vec::new(),
+            source: None,
             registered: 0,
             prefix: Prefix::empty(request.tenant),
             computed: 0,
@@ -128,6 +132,15 @@ impl Sequence {
     pub(super) fn token(&self, position: u32) -> TokenId {
         let (position, prompt) = (position as usize, &self.task.prompt);
         prompt.get(position).copied().unwrap_or_else(|| self.generated[position - prompt.len()])
+    }
+
+    /// Known tokens of the block after those that are registered; the last of the text is not
+    /// among them.
+    pub(super) fn next_tokens(&self) -> Vec<TokenId> {
+        let start = self.registered * BLOCK_TOKENS as u32;
+        (start..(self.known() - 1).min(start + BLOCK_TOKENS as u32 - 1))
+            .map(|at| self.token(at))
+            .collect()
     }
 
     /// The tokens of its `index`-th block, all known.

@@ -28,6 +28,30 @@ pub struct BlockId {
     pub slot: u32,
 }
 
+/// Makes a block equal to one of a committed step, of which its sequence shares the beginning. No
+/// block is both in one step, and none is made twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Stays as it is until the step has landed.
+    pub from: BlockId,
+    /// Of one of the step's spans, whose rows follow what is shared.
+    pub to: BlockId,
+}
+
+impl BlockId {
+    /// As kernels have it: group, slot.
+    pub fn place(&self) -> (u32, u32) {
+        (self.group, self.slot)
+    }
+}
+
+impl BlockCopy {
+    /// As kernels have it: from, to.
+    pub fn places(&self) -> [(u32, u32); 2] {
+        [self.from.place(), self.to.place()]
+    }
+}
+
 /// Token positions in one KV block.
 pub const BLOCK_TOKENS: usize = 32;
 
@@ -83,6 +107,8 @@ pub struct Step {
     pub tokens: Vec<TokenId>,
     /// Block tables of all spans, one after the other; empty for encoders.
     pub blocks: Vec<BlockId>,
+    /// Blocks that are copied first, in all layers.
+    pub copies: Vec<BlockCopy>,
     /// What the sampler needs besides, for the few spans that ask for it: in span order, and empty
     /// for most steps.
     pub details: Vec<SpanDetail>,
@@ -182,6 +208,7 @@ impl Step {
         self.spans.clear();
         self.tokens.clear();
         self.blocks.clear();
+        self.copies.clear();
         self.details.clear();
         self.history.clear();
         self.grants.clear();

@@ -121,6 +121,7 @@ impl Executor {
         workspace: &mut Region,
     ) -> Result<(), ExecuteError> {
         check(program, batch).map_err(ExecuteError::Batch)?;
+        copy_blocks(program, batch, map, kv).map_err(ExecuteError::Batch)?;
         let load = Load::of(batch);
         let shared = program.ops.iter().any(|op| load.nanos(op) >= ALONE_BELOW_NANOS);
         // SAFETY: both regions are borrowed until all members have left the job.
@@ -407,6 +408,32 @@ impl Load {
             Op::Pool(op) => self.spans.max(self.rows) * op.output.width / 16,
         }
     }
+}
+
+/// Makes the batch's copies of blocks. Memory is copied faster than it is worth sharing: one block
+/// of a small model is less than a megabyte.
+fn copy_blocks(
+    program: &Program,
+    batch: &Batch,
+    map: &KvMap,
+    kv: &mut Region,
+) -> Result<(), String> {
+    let shape = program.kv.unwrap_or_default();
+    let bytes = shape.block_bytes();
+    for copy in &batch.copies {
+        for layer in 0..shape.layers {
+            let place = |(group, slot): (u32, u32)| {
+                let page = map.offsets.get(group as usize * map.layers + layer)?;
+                let start = page + slot as usize * bytes;
+                (start + bytes <= kv.len()).then_some(start)
+            };
+            let [Some(from), Some(to)] = copy.map(place) else {
+                return Err(format!("no blocks {copy:?} to copy"));
+            };
+            kv.as_bytes_mut().copy_within(from..from + bytes, to);
+        }
+    }
+    Ok(())
 }
 
 /// Whether `batch` fits `program` and is whole; what only one op looks at is checked there.

@@ -114,6 +114,16 @@ pub(super) struct TakeIn {
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub(super) struct CopyBlocks {
+    pub(super) step: u64,
+    pub(super) region: u64,
+    pub(super) pages: u64,
+    pub(super) layers: u32,
+    pub(super) block_bytes: u32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub(super) struct Linear {
     pub(super) step: u64,
     pub(super) input: u64,

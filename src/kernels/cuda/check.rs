@@ -5,13 +5,23 @@ use super::lower::Lowered;
 use super::tables::Work;
 use crate::scheduler::step::MAX_SEATS;
 
+/// What a lane's tables have room for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Entries of its table of pages: groups × layers.
+    pub(super) places: u32,
+    /// Super-pages of the device.
+    pub(super) pages: u32,
+    /// Layers with a KV cache.
+    pub(super) layers: u32,
+    /// Blocks of a super-page.
+    pub(super) slots: u32,
+    /// Bytes of details.
+    pub(super) details: usize,
+}
+
 /// Whether the step fits the program.
-pub(super) fn check(
-    work: &Work,
-    lowered: &Lowered,
-    (places, pages): (u32, u32),
-    detail_room: usize,
-) -> Result<(), String> {
+pub(super) fn check(work: &Work, lowered: &Lowered, room: &Room) -> Result<(), String> {
     let batch = &work.batch;
     let rows = batch.tokens.len();
     if !batch.types.is_empty() && batch.types.len() != rows {
@@ -37,7 +47,7 @@ pub(super) fn check(
     if let Some(kind) = batch.types.iter().find(|kind| **kind >= lowered.types) {
         return Err(format!("token type {kind}, the model has {}", lowered.types));
     }
-    details(work, detail_room)?;
+    details(work, room.details)?;
     if !work.states.is_empty() && lowered.hidden.is_none() {
         return Err("this model keeps no state of single tokens".into());
     }
@@ -60,11 +70,21 @@ pub(super) fn check(
         || work.draws.iter().any(|draw| draw.row as usize >= batch.gather.len())
         || work.draws.iter().any(|draw| draw.seat as usize >= MAX_SEATS)
         || work.states.iter().any(|span| *span as usize >= batch.spans.len())
-        || work.loans.iter().any(|loan| loan.place >= places || loan.page >= pages);
+        || work.loans.iter().any(|loan| loan.place >= room.places || loan.page >= room.pages)
+        || batch.copies.iter().flatten().any(|block| !room.has(*block))
+        || lowered.tiling.paged && batch.blocks.iter().any(|block| !room.has(*block));
     if next != rows || outside {
         return Err("the step's tables contradict each other".into());
     }
     Ok(())
+}
+
+impl Room {
+    /// Whether a block, (group, slot), has a place in every layer.
+    fn has(&self, (group, slot): (u32, u32)) -> bool {
+        let end = u64::from(group + 1) * u64::from(self.layers);
+        end <= u64::from(self.places) && slot < self.slots
+    }
 }
 
 /// Whether details are of draws, in their order, and of what there is.

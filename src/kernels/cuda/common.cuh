@@ -38,10 +38,15 @@ struct Loan {
     u32 page;
 };
 
+/// A block that is copied to another before the rows, in all layers.
+struct BlockCopy {
+    uint2 from, to;  // group, slot
+};
+
 /// The step: counts, then tables in device memory.
 struct Step {
     u32 rows, spans, gathered, draws;
-    u32 small_tiles, large_tiles, loans, unused;
+    u32 small_tiles, large_tiles, loans, copies;
     u32 *tokens;  // with the highest bit set: from a seat, until `embed` has looked there
     const u32 *positions;
     const u32 *span_of;
@@ -53,6 +58,7 @@ struct Step {
     const Draw *draw;
     const Loan *loan;
     const u32 *types;  // of tokens, or null: all 0
+    const BlockCopy *copy;
 };
 
 constexpr u32 FROM_SEAT = 1u << 31;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::arguments as args;
-use super::check::check;
+use super::check::{Room, check};
 use super::details::{DetailTables, SCORE_BYTES, read_scores, scored};
 use super::graphs::{GRAPH_BYTES, Graphs};
 use super::launches::{Call, Grid};
@@ -90,15 +90,21 @@ struct DeviceMemory {
     scores: Address,
 }
 
+/// What is launched before a step's rows where there is anything of it.
+#[derive(Debug)]
+struct Prepare {
+    take_in: Call,
+    copy_blocks: Call,
+}
+
 #[derive(Debug)]
 struct Lane {
     lowered: Lowered,
-    take_in: Call,
-    /// Entries of its table of pages.
-    places: u32,
+    prepare: Prepare,
+    room: Room,
     graphs: Graphs,
-    /// Where details go, and how many bytes of them at a time.
-    details: (Address, usize),
+    /// Where details go.
+    details: Address,
 }
 
 /// What a step on its way needs for itself.
@@ -206,12 +212,19 @@ impl Executor {
     /// # Errors
     /// There is no kernel for something, or too little memory: nothing is kept then.
     pub fn install(&mut self, lane: usize, program: &Program) -> Result<usize, LowerError> {
-        let layers = program.kv.map_or(0, |kv| kv.layers);
-        let places = self.options.pages as usize + layers;
-        let room = program.kv.map_or(0, |_| room_for(program));
+        let Options { pages, page_bytes, .. } = self.options;
+        let shape = program.kv.unwrap_or_default();
+        let layers = shape.layers as u32;
+        let room = Room {
+            places: pages + layers,
+            pages,
+            layers,
+            slots: page_bytes.checked_div(shape.block_bytes()).unwrap_or(0) as u32,
+            details: program.kv.map_or(0, |_| room_for(program)),
+        };
         let mut held = Vec::new();
-        let lowered = self.lower(program, (places, room), &mut held);
-        let (mut lowered, take_in, details) = match lowered {
+        let lowered = self.lower(program, room, &mut held);
+        let (mut lowered, prepare, details) = match lowered {
             Ok(lowered) => lowered,
             Err(error) => {
                 for address in held {
@@ -221,14 +234,14 @@ impl Executor {
             }
         };
         lowered.uploads.reserved.extend(held);
-        let bytes = lowered.uploads.bytes + places * 8 + room;
+        let bytes = lowered.uploads.bytes + room.places as usize * 8 + room.details;
         if let Some(old) = self.lanes[lane].take() {
             for address in old.lowered.uploads.reserved {
                 self.gpu.release(address)?;
             }
         }
-        let (places, graphs) = (places as u32, Graphs::default());
-        self.lanes[lane] = Some(Lane { lowered, take_in, places, graphs, details });
+        let graphs = Graphs::default();
+        self.lanes[lane] = Some(Lane { lowered, prepare, room, graphs, details });
         Ok(bytes)
     }
 
@@ -236,22 +249,32 @@ impl Executor {
     fn lower(
         &mut self,
         program: &Program,
-        (places, room): (usize, usize),
+        room: Room,
         held: &mut Vec<Address>,
-    ) -> Result<(Lowered, Call, (Address, usize)), LowerError> {
+    ) -> Result<(Lowered, Prepare, Address), LowerError> {
         let gpu = &mut *self.gpu;
         let mut reserve = |bytes: usize| -> Result<Address, GpuError> {
             let address = gpu.reserve(bytes)?;
             held.push(address);
             Ok(address)
         };
-        let (pages, details) = (reserve(places * 8)?, reserve(room)?);
+        let (pages, details) = (reserve(room.places as usize * 8)?, reserve(room.details)?);
         let DeviceMemory { step, kv, seats, tokens, scores } = self.device;
         let page_bytes = self.options.page_bytes as u64;
         let arguments = args::TakeIn { step: step.0, pages: pages.0, page_bytes };
         let take_in = Call::plain(gpu, ("take_in", 256, 0), Grid::Loans, &arguments)?;
+        let layers = room.layers;
+        let arguments = args::CopyBlocks {
+            step: step.0,
+            region: kv.0,
+            pages: pages.0,
+            layers,
+            block_bytes: program.kv.unwrap_or_default().block_bytes() as u32,
+        };
+        let grid = Grid::Copies { layers };
+        let copy_blocks = Call::plain(gpu, ("copy_blocks", 256, 0), grid, &arguments)?;
         for slot in &mut self.slots {
-            slot.details.make_room(gpu, room)?;
+            slot.details.make_room(gpu, room.details)?;
             if let (None, Some(output)) = (program.kv, program.output) {
                 slot.answers.make_room(gpu, program.gathered_max * output.width * 4)?;
             }
@@ -261,7 +284,8 @@ impl Executor {
         }
         let deterministic = self.options.deterministic;
         let shared = Shared { step, kv, seats, pages, tokens, details, scores, deterministic };
-        Ok((lower(program, gpu, shared)?, take_in, (details, room)))
+        let prepare = Prepare { take_in, copy_blocks };
+        Ok((lower(program, gpu, shared)?, prepare, details))
     }
 
     /// Records the lane's decode steps as graphs. Until then, and for all other steps, launches
@@ -285,8 +309,8 @@ impl Executor {
         let Some(lane) = &self.lanes[lane] else {
             return Err(RunError::Work(format!("lane {lane} has no model yet")));
         };
-        let Lane { lowered, take_in, places, graphs, details } = lane;
-        check(work, lowered, (*places, self.options.pages), details.1).map_err(RunError::Work)?;
+        let Lane { lowered, prepare, room, graphs, details } = lane;
+        check(work, lowered, room).map_err(RunError::Work)?;
         let (gpu, device, slot) = (&mut *self.gpu, &self.device, &mut self.slots[index]);
         let (tables, counts) = self.tables.fill(work, lowered.tiling, device.step);
         if tables.len() > TABLE_BYTES {
@@ -297,7 +321,8 @@ impl Executor {
         gpu.host(slot.tables)?[..tables.len()].copy_from_slice(tables);
         gpu.start_timer(slot.timer)?;
         gpu.copy_in(slot.tables, tables.len(), device.step)?;
-        take_in.launch(gpu, &counts)?;
+        prepare.take_in.launch(gpu, &counts)?;
+        prepare.copy_blocks.launch(gpu, &counts)?;
         match graphs.of(&counts, lowered) {
             Some(graph) => gpu.replay(graph)?,
             None => lowered.launch(gpu, &counts)?,
@@ -307,9 +332,9 @@ impl Executor {
             let mut from = 0;
             // Nearly always none, else one round: the room is for a whole context.
             while from < work.details.len() {
-                let (bytes, count) = self.details.fill(work, from, *details);
+                let (bytes, count) = self.details.fill(work, from, (*details, room.details));
                 gpu.host(slot.details.host)?[..bytes.len()].copy_from_slice(bytes);
-                gpu.copy_in(slot.details.host, bytes.len(), details.0)?;
+                gpu.copy_in(slot.details.host, bytes.len(), *details)?;
                 let counts = Counts { details: count as u32, ..counts };
                 choose.refine.launch(gpu, &counts)?;
                 from += count;
@@ -375,7 +400,7 @@ impl Executor {
     /// Lets fewer details go to the device at a time.
     #[cfg(test)]
     pub(super) fn narrow_details(&mut self, lane: usize, room: usize) {
-        self.lanes[lane].as_mut().expect("installed").details.1 = room;
+        self.lanes[lane].as_mut().expect("installed").room.details = room;
     }
 
     /// Overwrites the KV region.

@@ -93,6 +93,17 @@ fn decode_counts(rows: u32, splits: u32, lowered: &Lowered) -> Counts {
         _ => (tiles(SMALL_TILE), 0, splits),
     };
     let (gathered, spans, draws) = (rows, rows, rows);
-    let (loans, details) = (0, 0);
-    Counts { rows, gathered, spans, draws, small_tiles, large_tiles, splits, loans, details }
+    let (loans, copies, details) = (0, 0, 0);
+    Counts {
+        rows,
+        gathered,
+        spans,
+        draws,
+        small_tiles,
+        large_tiles,
+        splits,
+        loans,
+        copies,
+        details,
+    }
 }

@@ -30,6 +30,8 @@ pub(super) enum Grid {
     Details,
     /// 256 loans a block.
     Loans,
+    /// Layers, copies.
+    Copies { layers: u32 },
 }
 
 /// A kernel that takes rows by the tile.
@@ -174,6 +176,7 @@ impl Grid {
             Grid::Draws => [counts.draws, 1, 1],
             Grid::Details => [counts.details, 1, 1],
             Grid::Loans => [counts.loans.div_ceil(256), 1, 1],
+            Grid::Copies { layers } => [layers, counts.copies, 1],
         }
     }
 }

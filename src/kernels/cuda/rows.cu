@@ -1,4 +1,5 @@
-// Ops on single rows: embedding, norms, gated SiLU, gather, pooling, and the table of pages.
+// Ops on single rows: embedding, norms, gated SiLU, gather, pooling; the table of pages, and
+// copies of blocks.
 #include "common.cuh"
 
 constexpr int ROW_THREADS = 256;
@@ -216,4 +217,28 @@ take_in(const __grid_constant__ TakeInArgs a) {
     if (i >= a.step->loans) return;
     Loan loan = a.step->loan[i];
     a.pages[loan.place] = (u64)loan.page * a.page_bytes;
+}
+
+struct CopyBlocksArgs {
+    const Step *step;
+    u8 *region;
+    const u64 *pages;  // of a lane
+    u32 layers;
+    u32 block_bytes;  // a multiple of 16
+};
+
+/// A block of threads for each layer of each copy.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+copy_blocks(const __grid_constant__ CopyBlocksArgs a) {
+    begin();
+    u32 layer = blockIdx.x;
+    if (layer >= a.layers || blockIdx.y >= a.step->copies) return;
+    BlockCopy copy = a.step->copy[blockIdx.y];
+    auto place = [&](uint2 block) {
+        u64 page = a.pages[(u64)block.x * a.layers + layer];
+        return (uint4 *)(a.region + page + (u64)block.y * a.block_bytes);
+    };
+    const uint4 *from = place(copy.from);
+    uint4 *to = place(copy.to);
+    for (u32 i = threadIdx.x; i < a.block_bytes / 16; i += ROW_THREADS) to[i] = from[i];
 }

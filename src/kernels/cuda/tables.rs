@@ -82,6 +82,7 @@ pub(super) struct Counts {
     /// Of the longest sequence among the small tiles.
     pub(super) splits: u32,
     pub(super) loans: u32,
+    pub(super) copies: u32,
     /// Of one launch.
     pub(super) details: u32,
 }
@@ -107,10 +108,10 @@ struct Header {
     small_tiles: u32,
     large_tiles: u32,
     loans: u32,
-    unused: u32,
+    copies: u32,
     /// Tokens, positions, span numbers, gather list, spans, blocks, small and large tiles, draws,
-    /// loans, token types.
-    tables: [u64; 11],
+    /// loans, token types, copies.
+    tables: [u64; 12],
 }
 
 #[repr(C)]
@@ -158,6 +159,7 @@ impl Tables {
             large_tiles: self.large.len() as u32,
             splits,
             loans: work.loans.len() as u32,
+            copies: batch.copies.len() as u32,
             details: 0,
         };
         self.bytes.clear();
@@ -192,6 +194,7 @@ impl Tables {
             self.put_each(at, work.draws.iter().map(Draw::of)),
             self.put_each(at, work.loans.iter().map(|loan| [loan.place, loan.page])),
             if batch.types.is_empty() { 0 } else { self.put(at, cast_slice(&batch.types)) },
+            self.put_each(at, batch.copies.iter().map(|[from, to]| [from.0, from.1, to.0, to.1])),
         ];
         let header = Header {
             rows: counts.rows,
@@ -201,7 +204,7 @@ impl Tables {
             small_tiles: counts.small_tiles,
             large_tiles: counts.large_tiles,
             loans: counts.loans,
-            unused: 0,
+            copies: counts.copies,
             tables,
         };
         self.bytes[..size_of::<Header>()].copy_from_slice(bytes_of(&header));

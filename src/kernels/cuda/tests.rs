@@ -22,7 +22,7 @@ use crate::request::Sampling;
 use crate::scheduler::step::BLOCK_TOKENS;
 
 /// Blocks of a super-page in these tests.
-const BLOCKS_PER_PAGE: usize = 5;
+const BLOCKS_PER_PAGE: usize = 10;
 /// Page groups of the lane, and one page that nobody has.
 const GROUPS: usize = 3;
 

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use super::rng::mix;
 use crate::request::{Generate, LaneId, Logprobs, RequestId, Sampling, TenantId, TokenId};
 use crate::scheduler::step::{
-    BLOCK_TOKENS, Grant, Input, MAX_SEATS, Outcome, Output, Seat, Span, Step, StepId,
+    BLOCK_TOKENS, BlockCopy, Grant, Input, MAX_SEATS, Outcome, Output, Seat, Span, Step, StepId,
 };
 
 /// Tokens of the model's vocabulary.
@@ -69,6 +69,9 @@ impl Device {
         for block in &step.blocks {
             touched.extend(&self.planned[&(step.lane, block.group)]);
         }
+        for BlockCopy { from, .. } in &step.copies {
+            touched.extend(&self.planned[&(step.lane, from.group)]);
+        }
         for (lane, pages) in self.in_flight.values() {
             let clash = *lane != step.lane && pages.iter().any(|page| touched.contains(page));
             assert!(!clash, "a page changed lanes while a step in flight used it");
@@ -89,6 +92,9 @@ impl Device {
     pub(super) fn run(&mut self, step: &Step, outcome: &mut Outcome) {
         self.in_flight.remove(&step.id);
         take_in(&mut self.taken, step);
+        for copy in &step.copies {
+            self.copy(step.lane, copy);
+        }
         for span in &step.spans {
             match span.output {
                 Output::Answer | Output::Hidden => {
@@ -102,6 +108,15 @@ impl Device {
                 }
                 _ => self.run_span(step, span, outcome),
             }
+        }
+    }
+
+    fn copy(&mut self, lane: LaneId, BlockCopy { from, to }: &BlockCopy) {
+        let [froms, tos] = [from, to].map(|block| self.taken[&(lane, block.group)].clone());
+        for (source, page) in froms.into_iter().zip(tos) {
+            let [start, place] = [from, to].map(|block| block.slot as usize * BLOCK_TOKENS);
+            let cells = self.pages[source as usize][start..start + BLOCK_TOKENS].to_vec();
+            self.pages[page as usize][place..place + BLOCK_TOKENS].copy_from_slice(&cells);
         }
     }
 

@@ -11,31 +11,71 @@ fn cached(rig: &mut Rig, id: u64, tenant: u32, text: &[TokenId]) -> u32 {
 }
 
 #[test]
-fn full_blocks_are_reused_by_the_same_tenant_only() {
+fn prefixes_are_reused_by_the_same_tenant_only() {
     let mut rig = Rig::new(40, vec![generating(8)]);
     assert_eq!(cached(&mut rig, 1, 5, &prompt(1, 70)), 0);
     assert_eq!(cached(&mut rig, 2, 5, &prompt(1, 70)), 64);
     assert_eq!(cached(&mut rig, 3, 6, &prompt(1, 70)), 0, "another tenant");
     let mut other = prompt(1, 70);
     other[40] = 999;
-    assert_eq!(cached(&mut rig, 4, 5, &other), 32, "the second block differs");
+    assert_eq!(cached(&mut rig, 4, 5, &other), 40, "a block, and the same part of the second");
     other[0] = 999;
     assert_eq!(cached(&mut rig, 5, 5, &other), 0, "a block is only reused after its prefix");
 }
 
 #[test]
-fn a_full_hit_computes_its_last_block_again_and_writes_no_shared_one() {
+fn a_full_hit_computes_its_last_token_again_and_writes_no_shared_block() {
     let mut rig = Rig::new(40, vec![generating(8)]);
     assert_eq!(cached(&mut rig, 1, 0, &prompt(1, 64)), 0);
     rig.generate(2, 0, &prompt(1, 64), 40);
     let first = rig.turn(9);
-    assert_eq!((first.spans[0].start, first.rows()), (32, 32));
+    assert_eq!((first.spans[0].start, first.rows()), (63, 1));
     rig.generate(3, 0, &prompt(1, 64), 40);
     let both = rig.turn(9);
     let tables: Vec<_> = both.spans.iter().map(|span| both.table(span).to_vec()).collect();
     assert_eq!(tables[0][0], tables[1][0], "the first block is shared");
     assert_ne!(tables[0][1], tables[1][1], "the one that is written is not");
+    assert_eq!((first.copies[0].to, both.copies[0].to), (tables[0][1], tables[1][1]));
+    assert_eq!(both.copies, [BlockCopy { from: first.copies[0].from, to: tables[1][1] }]);
     assert_eq!(rig.finish(2).0 + rig.finish(3).0, 80);
+}
+
+#[test]
+fn a_few_tokens_in_common_are_not_worth_a_copy() {
+    let mut rig = Rig::new(40, vec![generating(8)]);
+    assert_eq!(cached(&mut rig, 1, 0, &prompt(1, 40)), 0);
+    for (id, same, reused) in [(2, 27, 27), (3, 15, 15), (4, 8, 8), (5, 7, 0)] {
+        let mut text = prompt(1, 40);
+        text[same..].fill(id as u32);
+        assert_eq!(cached(&mut rig, id, 0, &text), reused, "{same} tokens alike");
+    }
+    // A prompt that ends within the block: its last token is computed.
+    assert_eq!(cached(&mut rig, 6, 0, &prompt(1, 21)), 20);
+}
+
+#[test]
+fn what_is_copied_stays_until_the_step_has_landed() {
+    // Three blocks: a cached one, and the two that the second text takes.
+    let mut rig = Rig::new(3, vec![generating(3)]);
+    assert_eq!(cached(&mut rig, 1, 0, &prompt(1, 40)), 0);
+    let mut text = prompt(1, 40);
+    text[20] = 9;
+    rig.generate(2, 0, &text, 56);
+    let step = rig.plan();
+    assert_eq!((step.copies.len(), rig.lane(0).blocks_used), (1, 3));
+    rig.commit(&step, 9);
+    assert_eq!(rig.lane(0).blocks_used, 2);
+    // The third block is its own in time: it evicts what was copied.
+    assert_eq!(rig.finish(2).0, 56);
+}
+
+#[test]
+fn a_copy_is_not_made_where_its_source_is_the_room() {
+    let mut rig = Rig::new(2, vec![generating(2)]);
+    assert_eq!(cached(&mut rig, 1, 0, &prompt(1, 40)), 0);
+    let mut text = prompt(1, 40);
+    text[20] = 9;
+    assert_eq!(cached(&mut rig, 2, 0, &text), 0, "both blocks are needed");
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod choices;
 mod memory;
 mod queue;
 
-use super::step::{Outcome, Output, SlotId, Step};
+use super::step::{BlockCopy, Outcome, Output, SlotId, Step};
 use super::{LaneConfig, LaneKind, LaneLoad, Load, Said, Scheduler, SchedulerConfig};
 use crate::error::{Error, ErrorKind};
 use crate::request::{

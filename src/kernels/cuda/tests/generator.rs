@@ -146,6 +146,47 @@ fn logits_agree_with_the_reference() {
 }
 
 #[test]
+fn a_copied_block_serves_what_it_shares() {
+    let text = piece(0, 0, 60, true).tokens;
+    // The same for 45 tokens: a block, which is shared, and 13 of the next.
+    let mut other = text[..45].to_vec();
+    other.extend([7, 8, 9, 10]);
+    let continued = |from: usize, sequence| {
+        let tokens = other[from..].to_vec();
+        work(&[Piece { sequence, start: from, tokens, yields: true }])
+    };
+    let mut pair = Pair::new(llama(Encoding::F32));
+    pair.both(&work(&[piece(0, 0, 60, true)]), 1);
+    let theirs = work(&[piece(0, 0, 60, true)]).batch.blocks;
+    let mut copying = continued(45, 1);
+    copying.batch.blocks[0] = theirs[0];
+    copying.batch.copies.push([theirs[1], copying.batch.blocks[1]]);
+    let (device, reference) = pair.both(&copying, 1);
+    assert_near(&device, &reference, 1e-2);
+    let mut alone = Pair::new(llama(Encoding::F32));
+    let (device_alone, reference_alone) = alone.both(&continued(0, 1), 1);
+    assert_near(&device, &device_alone, 1e-2);
+    assert_eq!(reference, reference_alone);
+}
+
+#[test]
+fn blocks_that_are_not_there_are_refused() {
+    let mut pair = Pair::new(llama(Encoding::F32));
+    pair.step(&work(&[piece(0, 0, 40, true)])).unwrap();
+    let good = work(&[piece(0, 40, 1, true)]);
+    let beyond = [(1000, 0), (0, BLOCKS_PER_PAGE as u32)];
+    for block in beyond {
+        let mut wrong = good.clone();
+        wrong.batch.blocks[0] = block;
+        assert!(matches!(pair.step(&wrong), Err(RunError::Work(_))), "{block:?}");
+        wrong.batch.blocks[0] = good.batch.blocks[0];
+        wrong.batch.copies.push([good.batch.blocks[0], block]);
+        assert!(matches!(pair.step(&wrong), Err(RunError::Work(_))), "{block:?}");
+    }
+    pair.step(&good).unwrap();
+}
+
+#[test]
 fn a_graph_gives_the_bits_of_single_launches() {
     let mut plain = Pair::new(llama(Encoding::F32));
     let mut graphed = Pair::new(llama(Encoding::F32));
