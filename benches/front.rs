@@ -333,7 +333,7 @@ fn scheduler() -> (Scheduler, Lanes) {
     };
     let config = SchedulerConfig {
         step_target: Micros(25_000),
-        encode_target: Micros(0),
+        quiet_target: Micros(0),
         slots: 1,
         depth: 1,
         kv_pages: 0,

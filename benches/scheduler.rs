@@ -42,7 +42,7 @@ impl Loop {
         };
         let config = SchedulerConfig {
             step_target: Micros(8000),
-            encode_target: Micros(8000),
+            quiet_target: Micros(8000),
             slots: 1,
             depth: 2,
             kv_pages: 24 * (ROWS as u32 + 64),

@@ -41,8 +41,8 @@ use crate::telemetry::Telemetry;
 use crate::weights::LoadError;
 
 /// How long a step may take, unless the configuration says so: what a token of one model waits for
-/// the work of another. Then, how long one that encodes may while nothing is generated.
-const CPU_TARGETS: [Duration; 2] = [Duration::from_millis(25); 2];
+/// the work of another. Then, how long while nobody waits for a next token.
+const CPU_TARGETS: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(100)];
 const GPU_TARGETS: [Duration; 2] = [Duration::from_millis(8), Duration::from_millis(25)];
 
 /// Execution slots of a CPU, and uncommitted steps a slot: it computes while it is asked.
@@ -459,10 +459,10 @@ impl Startup {
             tried.push((trial, preloaded));
             configs.push(config);
         }
-        let [step_target, encode_target] = targets.map(|of| Micros(of.as_micros() as u64));
+        let [step_target, quiet_target] = targets.map(|of| Micros(of.as_micros() as u64));
         let config = SchedulerConfig {
             step_target,
-            encode_target,
+            quiet_target,
             slots: slots.0,
             depth: slots.1,
             kv_pages: pages.count,

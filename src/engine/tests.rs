@@ -62,7 +62,7 @@ impl Bench {
         };
         let config = SchedulerConfig {
             step_target: Micros(10_000),
-            encode_target: Micros(0),
+            quiet_target: Micros(0),
             slots: 1,
             depth: 1,
             kv_pages: 16,

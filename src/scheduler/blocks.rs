@@ -30,8 +30,9 @@ impl Prefix {
 
 /// The blocks of one lane's groups.
 ///
-/// A block is free, held by one or more sequences, or cached: held by none, but full, registered
-/// and so reusable until its room is needed (least recently used goes first).
+/// A block is free, held by one or more sequences, or cached: held by none, but registered and so
+/// reusable until its room is needed (least recently used goes first). A full one is used as it
+/// is; of others, and where a text goes on differently, the beginning can be copied.
 #[derive(Debug)]
 pub(super) struct Blocks {
     /// Blocks in a group.
@@ -41,9 +42,9 @@ pub(super) struct Blocks {
     vacant: Vec<u32>,
     /// `group × per_group + slot`.
     blocks: Vec<Block>,
-    /// Tokens of registered blocks, same index.
+    /// Tokens of registered blocks, same index; as many as are filled.
     tokens: Vec<BlockTokens>,
-    /// Hash of (prefix, tokens) to a registered block; the block is compared before it is used.
+    /// Hash of (prefix, tokens) to a full registered block; it is compared before it is used.
     index: HashMap<u64, u32>,
     /// Hash of (prefix, first tokens) to the latest registered block that begins so, for each of
     /// `BEGINNINGS`; compared likewise.
@@ -86,8 +87,11 @@ struct Block {
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
-    hash: u64,
     prefix: Prefix,
+    /// Tokens that it has.
+    filled: usize,
+    /// Of a full block.
+    hash: u64,
     serial: u64,
 }
 
@@ -252,14 +256,7 @@ impl Blocks {
         prefix: Prefix,
         tokens: &[TokenId],
     ) -> Option<(BlockId, u32)> {
-        let (block, alike) = BEGINNINGS.into_iter().rev().find_map(|length| {
-            let hash = hash_of(prefix, tokens.get(..length)?);
-            let block = *self.beginnings.get(&hash)?;
-            let entry = self.blocks[block as usize].entry.expect("a registered block");
-            let pairs = self.tokens[block as usize].iter().zip(tokens);
-            let alike = pairs.take_while(|(other, token)| other == token).count();
-            (entry.prefix == prefix && alike >= length).then_some((block, alike))
-        })?;
+        let (block, alike) = self.find_part(prefix, tokens)?;
         Some((self.hold(block), alike as u32))
     }
 
@@ -289,13 +286,33 @@ impl Blocks {
         if !self.groups[id.group as usize].leaving && !self.index.contains_key(&hash) {
             assert!(self.blocks[block as usize].entry.is_none(), "a block is registered once");
             self.index.insert(hash, block);
-            for length in BEGINNINGS {
-                self.beginnings.insert(hash_of(prefix, &tokens[..length]), block);
-            }
-            self.blocks[block as usize].entry = Some(Entry { hash, prefix, serial: made.0 });
-            self.tokens[block as usize] = tokens;
+            let entry = Entry { prefix, filled: BLOCK_TOKENS, hash, serial: made.0 };
+            self.enter(block, entry, &tokens);
         }
         made
+    }
+
+    /// Lets the beginning of a block be found that will not be filled any more, unless as much of
+    /// it is there already.
+    pub(super) fn register_part(&mut self, id: BlockId, prefix: Prefix, tokens: &[TokenId]) {
+        let block = self.flat(id);
+        let leaving = self.groups[id.group as usize].leaving;
+        let known = self.find_part(prefix, tokens);
+        let there = known.is_some_and(|(_, alike)| alike == tokens.len());
+        if leaving || there || tokens.len() < BEGINNINGS[0] {
+            return;
+        }
+        assert!(self.blocks[block as usize].holders > 0, "a registered block is held");
+        let entry = Entry { prefix, filled: tokens.len(), hash: 0, serial: 0 };
+        self.enter(block, entry, tokens);
+    }
+
+    fn enter(&mut self, block: u32, entry: Entry, tokens: &[TokenId]) {
+        for length in entry.beginnings() {
+            self.beginnings.insert(hash_of(entry.prefix, &tokens[..length]), block);
+        }
+        self.blocks[block as usize].entry = Some(entry);
+        self.tokens[block as usize][..tokens.len()].copy_from_slice(tokens);
     }
 
     /// A sequence gives a block back. The last holder's registered block stays as cache. Returns
@@ -351,10 +368,23 @@ impl Blocks {
         same.then_some((block, Prefix(entry.serial)))
     }
 
+    fn find_part(&self, prefix: Prefix, tokens: &[TokenId]) -> Option<(u32, usize)> {
+        BEGINNINGS.into_iter().rev().find_map(|length| {
+            let hash = hash_of(prefix, tokens.get(..length)?);
+            let block = *self.beginnings.get(&hash)?;
+            let entry = self.blocks[block as usize].entry.expect("a registered block");
+            let pairs = self.tokens[block as usize][..entry.filled].iter().zip(tokens);
+            let alike = pairs.take_while(|(other, token)| other == token).count();
+            (entry.prefix == prefix && alike >= length).then_some((block, alike))
+        })
+    }
+
     fn unregister(&mut self, block: u32) {
         let entry = self.blocks[block as usize].entry.take().expect("the block is registered");
-        self.index.remove(&entry.hash);
-        for length in BEGINNINGS {
+        if entry.filled == BLOCK_TOKENS {
+            self.index.remove(&entry.hash);
+        }
+        for length in entry.beginnings() {
             let hash = hash_of(entry.prefix, &self.tokens[block as usize][..length]);
             if self.beginnings.get(&hash) == Some(&block) {
                 self.beginnings.remove(&hash);
@@ -413,6 +443,14 @@ impl Blocks {
     }
 }
 
+impl Entry {
+    /// How many of its tokens it is found by.
+    fn beginnings(&self) -> impl Iterator<Item = usize> + use<> {
+        let filled = self.filled;
+        BEGINNINGS.into_iter().filter(move |length| *length <= filled)
+    }
+}
+
 impl Group {
     fn used(&self) -> GroupUse {
         match (self.held, self.cached) {
@@ -421,51 +459,6 @@ impl Group {
             (0, cached) => GroupUse::CachedOnly(cached),
             _ => GroupUse::Held,
         }
-    }
-}
-
-#[cfg(test)]
-impl Blocks {
-    /// Panics if the counts, lists and the index do not agree with `holders`.
-    pub(super) fn check(&self, holders: &HashMap<BlockId, u32>) {
-        let (mut free, mut held, mut cached, mut registered) = (0, 0, 0, 0);
-        for (number, group) in self.groups.iter().enumerate() {
-            let lent = !group.pages.is_empty();
-            let (mut held_here, mut cached_here) = (0, 0);
-            for slot in 0..self.per_group {
-                let id = BlockId { group: number as u32, slot };
-                let block = &self.blocks[self.flat(id) as usize];
-                assert_eq!(block.holders, holders.get(&id).copied().unwrap_or(0), "{id:?}");
-                let is_free = group.free.contains(&slot);
-                registered += usize::from(block.entry.is_some());
-                held_here += u32::from(block.holders > 0);
-                cached_here += u32::from(block.holders == 0 && block.entry.is_some());
-                let unused = block.holders == 0 && block.entry.is_none();
-                assert_eq!(is_free, lent && unused, "{id:?} is free or in use");
-            }
-            assert_eq!((group.held, group.cached), (held_here, cached_here));
-            held += held_here;
-            cached += cached_here;
-            free += if group.leaving { 0 } else { group.free.len() as u32 };
-        }
-        assert_eq!((self.free, self.held, self.cached), (free, held, cached));
-        assert_eq!(self.index.len(), registered);
-        for block in self.beginnings.values() {
-            assert!(self.blocks[*block as usize].entry.is_some(), "{block} is registered");
-        }
-        let uses: Vec<GroupUse> = self.groups.iter().map(Group::used).collect();
-        let count = |matches: fn(&GroupUse) -> bool| {
-            uses.iter().filter(|used| matches(used)).count() as u32
-        };
-        assert_eq!(self.empty_groups, count(|used| *used == GroupUse::Empty));
-        assert_eq!(self.cached_groups, count(|used| matches!(used, GroupUse::CachedOnly(_))));
-        let mut listed = 0;
-        let mut at = self.oldest;
-        while at != NONE {
-            listed += 1;
-            at = self.blocks[at as usize].newer;
-        }
-        assert_eq!(listed, cached, "cached blocks are listed");
     }
 }
 

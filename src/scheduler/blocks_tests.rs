@@ -2,6 +2,51 @@
 
 use super::*;
 
+impl Blocks {
+    /// Panics if the counts, lists and the index do not agree with `holders`.
+    pub(in crate::scheduler) fn check(&self, holders: &HashMap<BlockId, u32>) {
+        let (mut free, mut held, mut cached, mut registered) = (0, 0, 0, 0);
+        for (number, group) in self.groups.iter().enumerate() {
+            let lent = !group.pages.is_empty();
+            let (mut held_here, mut cached_here) = (0, 0);
+            for slot in 0..self.per_group {
+                let id = BlockId { group: number as u32, slot };
+                let block = &self.blocks[self.flat(id) as usize];
+                assert_eq!(block.holders, holders.get(&id).copied().unwrap_or(0), "{id:?}");
+                let is_free = group.free.contains(&slot);
+                let full = |entry: &Entry| entry.filled == BLOCK_TOKENS;
+                registered += usize::from(block.entry.as_ref().is_some_and(full));
+                held_here += u32::from(block.holders > 0);
+                cached_here += u32::from(block.holders == 0 && block.entry.is_some());
+                let unused = block.holders == 0 && block.entry.is_none();
+                assert_eq!(is_free, lent && unused, "{id:?} is free or in use");
+            }
+            assert_eq!((group.held, group.cached), (held_here, cached_here));
+            held += held_here;
+            cached += cached_here;
+            free += if group.leaving { 0 } else { group.free.len() as u32 };
+        }
+        assert_eq!((self.free, self.held, self.cached), (free, held, cached));
+        assert_eq!(self.index.len(), registered);
+        for block in self.beginnings.values() {
+            assert!(self.blocks[*block as usize].entry.is_some(), "{block} is registered");
+        }
+        let uses: Vec<GroupUse> = self.groups.iter().map(Group::used).collect();
+        let count = |matches: fn(&GroupUse) -> bool| {
+            uses.iter().filter(|used| matches(used)).count() as u32
+        };
+        assert_eq!(self.empty_groups, count(|used| *used == GroupUse::Empty));
+        assert_eq!(self.cached_groups, count(|used| matches!(used, GroupUse::CachedOnly(_))));
+        let mut listed = 0;
+        let mut at = self.oldest;
+        while at != NONE {
+            listed += 1;
+            at = self.blocks[at as usize].newer;
+        }
+        assert_eq!(listed, cached, "cached blocks are listed");
+    }
+}
+
 fn two_groups() -> Blocks {
     let mut blocks = Blocks::new(2);
     assert_eq!((blocks.add_group(vec![7]), blocks.add_group(vec![8])), (0, 1));
@@ -80,4 +125,25 @@ fn an_equal_hash_of_other_tokens_is_a_miss() {
     blocks.beginnings.insert(hash_of(root, &[2; 8]), wrong);
     assert_eq!(blocks.reuse_part(tenant, &[1; 8]), None);
     assert_eq!(blocks.reuse_part(root, &[2; 8]), None);
+}
+
+#[test]
+fn a_block_that_is_not_filled_can_be_copied_only() {
+    let mut blocks = two_groups();
+    let root = Prefix::empty(TenantId(0));
+    let text = [1; BLOCK_TOKENS];
+    let [long, short, shorter] = [20, 12, 7].map(|length| {
+        let block = blocks.take().unwrap();
+        blocks.register_part(block, root, &text[..length]);
+        block
+    });
+    assert_eq!(blocks.reuse(root, &text), None);
+    assert_eq!(blocks.reuse_part(root, &text[..31]), Some((long, 20)), "no more than it has");
+    (0..2).for_each(|_| _ = blocks.release(long));
+    blocks.release(short);
+    blocks.release(shorter);
+    assert_eq!(blocks.cached(), 1, "the others have nothing that the first has not");
+    // Its room is needed: nothing is left of it.
+    (0..4).for_each(|_| _ = blocks.take());
+    assert_eq!(blocks.reuse_part(root, &text[..31]), None);
 }

@@ -78,6 +78,15 @@ impl GenerateLane {
         !self.waiting.is_empty() || !self.running.is_empty()
     }
 
+    /// Whether somebody waits for a next token: an answer has begun, or a step in flight begins
+    /// it.
+    pub(super) fn speaks(&self) -> bool {
+        self.running.iter().any(|&index| {
+            let sequence = &self.sequences[index];
+            sequence.length() > sequence.task.prompt.len() as u32
+        })
+    }
+
     /// Takes a request in, to wait; returns its index.
     pub(super) fn admit(&mut self, request: &Request, task: Generate) -> u32 {
         let longest = task.prompt.len() as u64 + u64::from(task.max_tokens);
@@ -447,7 +456,13 @@ impl GenerateLane {
 /// Gives all blocks of a sequence back, the last first: of its cached blocks the end of the text
 /// is evicted before the beginning, without which it could not be found.
 fn release_blocks(pages: &mut Pages, lane: usize, sequence: &mut Sequence) {
-    release_source(pages, lane, sequence);
+    // What was to be copied may never have been.
+    let copied = !release_source(pages, lane, sequence);
+    let last = sequence.last_tokens();
+    if copied && !last.is_empty() {
+        let block = sequence.blocks[sequence.registered as usize];
+        pages.register_part(lane, block, sequence.prefix, &last);
+    }
     while let Some(block) = sequence.blocks.pop() {
         pages.release(lane, block);
     }

@@ -43,9 +43,9 @@ use turn::{CommitTurn, PlanTurn};
 pub struct SchedulerConfig {
     /// A step should take no longer than this.
     pub step_target: Micros,
-    /// One that encodes may take as long as this while no lane generates: nobody waits for a next
-    /// token, and large steps are done faster.
-    pub encode_target: Micros,
+    /// It may take as long as this while no answer has begun: nobody waits for a next token, and
+    /// large steps are done faster.
+    pub quiet_target: Micros,
     /// Execution slots of the device.
     pub slots: u8,
     /// Uncommitted steps a slot may have.
@@ -383,7 +383,7 @@ impl Scheduler {
             let blocks = lane.survey(may_admit);
             self.make_room(number, blocks);
         }
-        let target = self.target(number);
+        let target = self.target();
         let mut members = self.spare_members.pop().unwrap_or_default();
         members.clear();
         step.lane = LaneId(number as u16);
@@ -424,16 +424,14 @@ impl Scheduler {
         true
     }
 
-    /// How long a step of a lane should take at most.
-    fn target(&self, number: usize) -> Micros {
-        let SchedulerConfig { step_target, encode_target, .. } = self.config;
-        let generates = |lane: &Lane| {
-            matches!(lane.work, Work::Generate(_)) && (lane.has_work() || lane.in_flight > 0)
+    /// How long a step should take at most.
+    fn target(&self) -> Micros {
+        let SchedulerConfig { step_target, quiet_target, .. } = self.config;
+        let speaks = |lane: &Lane| match &lane.work {
+            Work::Generate(lane) => lane.speaks(),
+            Work::Encode(_) => false,
         };
-        match self.lanes[number].work {
-            Work::Encode(_) if !self.lanes.iter().any(generates) => encode_target.max(step_target),
-            _ => step_target,
-        }
+        if self.lanes.iter().any(speaks) { step_target } else { quiet_target.max(step_target) }
     }
 
     /// Gets a lane blocks: from what nobody uses, and as far as its guarantee goes by preempting

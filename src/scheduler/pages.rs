@@ -133,6 +133,17 @@ impl Pages {
         self.lanes[lane].blocks.register(id, prefix, tokens)
     }
 
+    /// See [`Blocks::register_part`].
+    pub(super) fn register_part(
+        &mut self,
+        lane: usize,
+        id: BlockId,
+        prefix: Prefix,
+        tokens: &[TokenId],
+    ) {
+        self.lanes[lane].blocks.register_part(id, prefix, tokens);
+    }
+
     /// A sequence of the lane gives a block back.
     pub(super) fn release(&mut self, lane: usize, id: BlockId) {
         self.releases += 1;

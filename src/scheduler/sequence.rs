@@ -143,6 +143,11 @@ impl Sequence {
             .collect()
     }
 
+    /// Computed tokens of the block after those that are registered.
+    pub(super) fn last_tokens(&self) -> Vec<TokenId> {
+        (self.registered * BLOCK_TOKENS as u32..self.computed).map(|at| self.token(at)).collect()
+    }
+
     /// The tokens of its `index`-th block, all known.
     pub(super) fn block_tokens(&self, index: u32) -> BlockTokens {
         let start = index * BLOCK_TOKENS as u32;

@@ -70,7 +70,7 @@ impl World {
         let spare = rng.within(0, u64::from(guaranteed) + 4) as u32;
         let config = SchedulerConfig {
             step_target: Micros(rng.within(500, 20_000)),
-            encode_target: Micros(rng.within(500, 60_000)),
+            quiet_target: Micros(rng.within(500, 60_000)),
             slots,
             depth,
             kv_pages: guaranteed + if rng.once_in(3) { 0 } else { spare },
@@ -103,7 +103,7 @@ impl World {
         let kv_pages = lanes.iter().map(guaranteed_pages).sum();
         let config = SchedulerConfig {
             step_target: Micros(8000),
-            encode_target: Micros(25_000),
+            quiet_target: Micros(25_000),
             slots: 1,
             depth,
             kv_pages,

@@ -63,7 +63,7 @@ fn choices_do_not_wait_for_one_that_is_gone_or_shares_nothing() {
 fn what_looks_back_is_never_two_tokens_behind() {
     let config = SchedulerConfig {
         step_target: Micros(1_000_000),
-        encode_target: Micros(0),
+        quiet_target: Micros(0),
         slots: 1,
         depth: 3,
         kv_pages: 8,

@@ -81,11 +81,13 @@ fn a_copy_is_not_made_where_its_source_is_the_room() {
 #[test]
 fn generated_text_is_reused_too() {
     let mut rig = Rig::new(40, vec![generating(8)]);
-    rig.generate(1, 0, &prompt(1, 30), 40);
-    (0..40).for_each(|_| _ = rig.turn(77));
+    rig.generate(1, 0, &prompt(1, 30), 46);
+    (0..46).for_each(|_| _ = rig.turn(77));
     let mut text = prompt(1, 30);
-    text.extend([77; 40]);
-    assert_eq!(cached(&mut rig, 2, 0, &text), 64);
+    text.extend([77; 46]);
+    assert_eq!(cached(&mut rig, 2, 0, &text), 75, "all but the last token, which is not computed");
+    text.extend(prompt(500, 20));
+    assert_eq!(cached(&mut rig, 3, 0, &text), 76, "the next question of a conversation");
 }
 
 #[test]

@@ -50,8 +50,8 @@ impl Rig {
     }
 
     fn with(slots: u8, step_target: Micros, kv_pages: u32, lanes: Vec<LaneConfig>) -> Self {
-        let encode_target = Micros(3 * step_target.0);
-        let config = SchedulerConfig { step_target, encode_target, slots, depth: 2, kv_pages };
+        let quiet_target = Micros(3 * step_target.0);
+        let config = SchedulerConfig { step_target, quiet_target, slots, depth: 2, kv_pages };
         Self { scheduler: Scheduler::new(config, lanes), said: Vec::new(), now: 0 }
     }
 
