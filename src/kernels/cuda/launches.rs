@@ -53,24 +53,25 @@ pub(super) enum Call {
     Product { kernels: Kernels, outputs: u32, gathered: bool, arguments: Box<[u8]> },
 }
 
-/// Names of a product's kernels, in the order of [`FEW_TILES`], and of that for more rows.
+/// Names of a product's kernels, in the order of [`FEW_TILES`], and of those for more rows, in the
+/// order of [`MANY_TILES`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProductNames {
     pub(super) few: [&'static str; FEW_TILES.len()],
-    pub(super) many: Option<&'static str>,
+    pub(super) many: Option<[&'static str; MANY_TILES.len()]>,
 }
 
 /// Rows and outputs of a block of `linear.cu`.
 const FEW_TILES: [(u32, u32); 4] = [(16, 8), (16, 16), (32, 16), (64, 16)];
 
 /// Rows and outputs of a block of `product.cu`.
-const MANY_TILE: (u32, u32) = (128, 128);
+const MANY_TILES: [(u32, u32); 3] = [(64, 64), (64, 128), (128, 128)];
 
 /// A product's kernels.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernels {
     few: [Tiled; FEW_TILES.len()],
-    many: Option<Tiled>,
+    many: Option<[Tiled; MANY_TILES.len()]>,
     /// Blocks that the device runs at once, at least.
     processors: u32,
 }
@@ -104,15 +105,18 @@ impl Call {
         let mut tiled = |name, tile: (u32, u32), shared| -> Result<Tiled, GpuError> {
             Ok(Tiled { kernel: gpu.kernel(name, shared)?, threads: 256, shared, tile })
         };
-        // Eight warps' sums: `linear.cu`.
         let mut few = Vec::with_capacity(FEW_TILES.len());
         for (name, tile) in names.few.into_iter().zip(FEW_TILES) {
+            // Eight warps' sums: `linear.cu`.
             few.push(tiled(name, tile, 8 * tile.0 * tile.1 * 4)?);
         }
-        // Three stages of two tiles of 32 values: `product.cu`.
-        let shared = 3 * (MANY_TILE.0 + MANY_TILE.1) * 32 * 2;
-        let many = names.many.map(|name| tiled(name, MANY_TILE, shared)).transpose()?;
+        let mut many = Vec::with_capacity(MANY_TILES.len());
+        for (name, tile) in names.many.into_iter().flatten().zip(MANY_TILES) {
+            // Three stages of two tiles of 32 values: `product.cu`.
+            many.push(tiled(name, tile, 3 * (tile.0 + tile.1) * 32 * 2)?);
+        }
         let few = few.try_into().expect("one for each tile");
+        let many = many.try_into().ok();
         let kernels = Kernels { few, many, processors: gpu.info().processors };
         let arguments = bytes_of(arguments).into();
         Ok(Call::Product { kernels, outputs, gathered, arguments })
@@ -146,18 +150,27 @@ impl Call {
 }
 
 impl Kernels {
-    /// The kernel for this many rows: one that takes them all in one go, else that for many, else
+    /// The kernel for this many rows: one that takes them all in one go, else one for many, else
     /// the largest several times. Of several, that with the largest tile which leaves no processor
     /// without a block.
     fn suited(&self, rows: u32, outputs: u32) -> Tiled {
         let tallest = FEW_TILES[FEW_TILES.len() - 1].0;
-        if let (Some(many), true) = (self.many, rows > tallest) {
-            return many;
-        }
-        let least = self.few.iter().map(|tiled| tiled.tile.0).find(|of| *of >= rows);
-        let mut choice = self.few.iter().filter(|tiled| tiled.tile.0 == least.unwrap_or(tallest));
-        let enough = |tiled: &&Tiled| outputs.div_ceil(tiled.tile.1) >= self.processors;
-        *choice.clone().rfind(enough).or(choice.next()).expect("kernels for any rows")
+        let least = FEW_TILES.iter().map(|tile| tile.0).find(|of| *of >= rows);
+        let choice = match (&self.many, least) {
+            (Some(many), None) => &many[..],
+            _ => {
+                let of = least.unwrap_or(tallest);
+                let (first, end) = (
+                    self.few.partition_point(|tiled| tiled.tile.0 < of),
+                    self.few.partition_point(|tiled| tiled.tile.0 <= of),
+                );
+                &self.few[first..end]
+            }
+        };
+        let enough = |tiled: &&Tiled| {
+            rows.div_ceil(tiled.tile.0) * outputs.div_ceil(tiled.tile.1) >= self.processors
+        };
+        *choice.iter().rfind(enough).unwrap_or(&choice[0])
     }
 }
 

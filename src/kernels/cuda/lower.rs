@@ -420,6 +420,7 @@ fn names(format: MatrixFormat, deterministic: bool) -> ProductNames {
         MatrixFormat::Q8Minimum => few!("q8m"),
         MatrixFormat::Q8Halves => few!("q8h"),
     };
-    let many = (format == MatrixFormat::Bf16 && !deterministic).then_some("product_bf16");
+    let many = ["product_bf16_64x64", "product_bf16_64x128", "product_bf16_128x128"];
+    let many = (format == MatrixFormat::Bf16 && !deterministic).then_some(many);
     ProductNames { few, many }
 }

@@ -1,13 +1,11 @@
-// The tiled product of many rows with a bf16 matrix: 128 rows × 128 outputs a block, 32 inputs at
-// a time, three steps ahead in shared memory; eight warps of 64 × 32 each. Two such blocks share a
-// processor: one with 256 outputs fills it alone, and was slower (H200, 2026-11).
+// The tiled product of many rows with a bf16 matrix: 128 rows × 128 outputs a block, or less where
+// that would leave processors without one, 32 inputs at a time, three steps ahead in shared memory;
+// eight warps, two by four. Two of the largest blocks share a processor: one with 256 outputs fills
+// it alone, and was slower (H200, 2026-11).
 #include "common.cuh"
 
-constexpr int PRODUCT_TILE = 128, PRODUCT_STEP = 32, PRODUCT_STAGES = 3;
+constexpr int PRODUCT_STEP = 32, PRODUCT_STAGES = 3;
 constexpr int PRODUCT_THREADS = 256;
-
-/// Bytes of one stage: rows, then outputs, of 32 values.
-constexpr int PRODUCT_STAGE_BYTES = 2 * PRODUCT_TILE * PRODUCT_STEP * 2;
 
 /// Where 16-byte piece `piece` of row `row` lies in a tile: eight rows of one piece, which are
 /// loaded together, must lie in different banks.
@@ -15,77 +13,82 @@ __device__ __forceinline__ u32 tile_place(u32 row, u32 piece) {
     return row * 64 + (piece ^ (row >> 1 & 3)) * 16;
 }
 
-/// Starts to copy one step's tiles.
-__device__ __forceinline__ void load_tiles(const LinearArgs &a, unsigned char *stage, u32 rows,
-                                           u32 step) {
-    u32 first_row = blockIdx.y * PRODUCT_TILE, first_output = blockIdx.x * PRODUCT_TILE;
-    u32 inputs = a.weight.supers * SUPER;
-    for (u32 i = threadIdx.x; i < PRODUCT_TILE * 4; i += PRODUCT_THREADS) {
-        u32 line = i / 4, piece = i % 4, column = step * PRODUCT_STEP + piece * 8;
-        u32 row = first_row + line, output = first_output + line;
-        bool there = row < rows;
-        const u16 *x = a.input + (there ? (u64)row * a.stride + column : 0);
-        copy_async(stage + tile_place(line, piece), x, there);
-        there = output < a.weight.outputs;
-        const u16 *w = (const u16 *)a.weight.values + (there ? (u64)output * inputs + column : 0);
-        copy_async(stage + PRODUCT_TILE * 64 + tile_place(line, piece), w, there);
+/// Starts to copy one step's tile: `LINES` rows of 32 values, of which there are `end`.
+template <int LINES>
+__device__ __forceinline__ void load_tile(unsigned char *tile, const u16 *from, u64 stride,
+                                          u32 first, u32 end) {
+    for (u32 i = threadIdx.x; i < LINES * 4; i += PRODUCT_THREADS) {
+        u32 line = i / 4, piece = i % 4;
+        bool there = first + line < end;
+        const u16 *values = from + (there ? (first + line) * stride + piece * 8 : 0);
+        copy_async(tile + tile_place(line, piece), values, there);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS)
-product_bf16(const __grid_constant__ LinearArgs a) {
+/// Warps take `16 M` rows and `8 N` outputs each.
+template <int M, int N>
+__device__ __forceinline__ void product(const LinearArgs &a) {
+    constexpr int ROWS = 32 * M, OUTPUTS = 32 * N;
+    /// Bytes of one stage: rows, then outputs, of 32 values.
+    constexpr int STAGE_BYTES = (ROWS + OUTPUTS) * PRODUCT_STEP * 2;
     SHARED_MEMORY(shared);
     begin();
     u32 rows = row_count(a.step, a.gathered);
-    if (blockIdx.y * PRODUCT_TILE >= rows) return;
+    u32 block_row = blockIdx.y * ROWS, block_output = blockIdx.x * OUTPUTS;
+    if (block_row >= rows) return;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u32 warp_row = warp / 4 * 64, warp_output = warp % 4 * 32;
+    u32 warp_row = warp / 4 * 16 * M, warp_output = warp % 4 * 8 * N;
     u32 steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
-    float sums[4][4][4] = {};
+    auto load = [&](u32 step) {
+        unsigned char *stage = shared + step % PRODUCT_STAGES * STAGE_BYTES;
+        u32 column = step * PRODUCT_STEP;
+        load_tile<ROWS>(stage, a.input + column, a.stride, block_row, rows);
+        const u16 *weights = (const u16 *)a.weight.values + column;
+        load_tile<OUTPUTS>(stage + ROWS * 64, weights, a.weight.supers * SUPER, block_output,
+                           a.weight.outputs);
+    };
+    float sums[M][N][4] = {};
     for (u32 s = 0; s < PRODUCT_STAGES - 1; ++s) {
-        if (s < steps) load_tiles(a, shared + s * PRODUCT_STAGE_BYTES, rows, s);
+        if (s < steps) load(s);
         copy_commit();
     }
     for (u32 s = 0; s < steps; ++s) {
         copy_wait<PRODUCT_STAGES - 2>();
         __syncthreads();
         u32 ahead = s + PRODUCT_STAGES - 1;
-        if (ahead < steps) {
-            load_tiles(a, shared + ahead % PRODUCT_STAGES * PRODUCT_STAGE_BYTES, rows, ahead);
-        }
+        if (ahead < steps) load(ahead);
         copy_commit();
-        const unsigned char *x = shared + s % PRODUCT_STAGES * PRODUCT_STAGE_BYTES;
-        const unsigned char *w = x + PRODUCT_TILE * 64;
+        const unsigned char *x = shared + s % PRODUCT_STAGES * STAGE_BYTES;
+        const unsigned char *w = x + ROWS * 64;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            u32 left[4][4], right[2][4];
+            u32 left[M][4], right[N / 2][4];
 #pragma unroll
-            for (int m = 0; m < 4; ++m) {
+            for (int m = 0; m < M; ++m) {
                 u32 row = warp_row + 16 * m + lane % 16;
                 load_matrices(left[m], x + tile_place(row, 2 * half + lane / 16));
             }
 #pragma unroll
-            for (int n = 0; n < 2; ++n) {
+            for (int n = 0; n < N / 2; ++n) {
                 // Matrices: outputs 0-7 and inputs 0-7, 0-7 and 8-15, 8-15 and 0-7, 8-15 both.
                 u32 output = warp_output + 16 * n + lane / 16 * 8 + lane % 8;
                 load_matrices(right[n], w + tile_place(output, 2 * half + lane / 8 % 2));
             }
 #pragma unroll
-            for (int m = 0; m < 4; ++m) {
+            for (int m = 0; m < M; ++m) {
 #pragma unroll
-                for (int n = 0; n < 4; ++n) {
+                for (int n = 0; n < N; ++n) {
                     mma_bf16(sums[m][n], left[m], right[n / 2][n % 2 * 2],
                              right[n / 2][n % 2 * 2 + 1]);
                 }
             }
         }
     }
-    u32 first_row = blockIdx.y * PRODUCT_TILE + warp_row;
-    u32 first_output = blockIdx.x * PRODUCT_TILE + warp_output;
+    u32 first_row = block_row + warp_row, first_output = block_output + warp_output;
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
+    for (int m = 0; m < M; ++m) {
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
+        for (int n = 0; n < N; ++n) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 u32 row = first_row + 16 * m + lane / 4 + i * 8;
@@ -97,3 +100,13 @@ product_bf16(const __grid_constant__ LinearArgs a) {
         }
     }
 }
+
+#define PRODUCT(name, M, N)                                         \
+    extern "C" __global__ void __launch_bounds__(PRODUCT_THREADS)   \
+    name(const __grid_constant__ LinearArgs a) { product<M, N>(a); }
+
+PRODUCT(product_bf16_64x64, 2, 2)
+PRODUCT(product_bf16_64x128, 2, 4)
+PRODUCT(product_bf16_128x128, 4, 4)
+
+#undef PRODUCT

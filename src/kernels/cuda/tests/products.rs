@@ -119,7 +119,7 @@ fn products_that_fill_a_gpu_are_right() {
         return;
     }
     let mut random = Random::new(10);
-    for (n, rows) in [(4300, 64), (2200, 16), (12_000, 300), (4300, 300)] {
+    for (n, rows) in [(4300, 64), (2200, 16), (12_000, 300), (4300, 300), (600, 900)] {
         check(dense(&mut random, n, 200, 0.125), Epilogue::Store, rows, 5e-6);
     }
 }
