@@ -361,7 +361,8 @@ pub struct PackedAttention {
 }
 
 /// `output[i] = silu(input[i]) × input[width + i]`, where the input is twice as wide;
-/// `silu(x) = x / (1 + exp(-x))`.
+/// `silu(x) = x / (1 + exp(-x))`. Afterwards the input may hold anything: a device may do this at
+/// the end of the product before it.
 #[derive(Debug, Clone)]
 pub struct GatedSilu {
     /// `[gate][up]`.

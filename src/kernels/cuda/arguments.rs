@@ -133,7 +133,8 @@ pub(super) struct Linear {
     pub(super) stride: u32,
     pub(super) gathered: u32,
     pub(super) epilogue: u32,
-    pub(super) unused: u32,
+    /// 0, or how many outputs there are of `silu(gate) × up`.
+    pub(super) gated: u32,
 }
 
 #[repr(C)]

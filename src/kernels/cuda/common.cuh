@@ -122,6 +122,10 @@ __device__ __forceinline__ u64 shuffle_xor_wide(u64 x, int mask) {
     return (u64)high << 32 | low;
 }
 
+__device__ __forceinline__ float silu_times(float gate, float up) {
+    return gate / (1.0f + __expf(-gate)) * up;
+}
+
 /// Which rows an op works on.
 __device__ __forceinline__ u32 row_count(const Step *step, u32 gathered) {
     return gathered ? step->gathered : step->rows;

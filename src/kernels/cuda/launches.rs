@@ -67,11 +67,21 @@ const FEW_TILES: [(u32, u32); 4] = [(16, 8), (16, 16), (32, 16), (64, 16)];
 /// Rows and outputs of a block of `product.cu`.
 const MANY_TILES: [(u32, u32); 3] = [(64, 64), (64, 128), (128, 128)];
 
-/// A product's kernels.
+/// What a product's grid depends on besides the step.
 #[derive(Debug, Clone, Copy)]
+pub(super) struct ProductShape {
+    pub(super) outputs: u32,
+    pub(super) gathered: bool,
+    /// Half of the outputs are gates, of which a block takes one for each of the other half.
+    pub(super) gated: bool,
+}
+
+/// A product's kernels, smaller tiles first.
+#[derive(Debug, Clone)]
 pub(super) struct Kernels {
-    few: [Tiled; FEW_TILES.len()],
-    many: Option<[Tiled; MANY_TILES.len()]>,
+    few: Vec<Tiled>,
+    /// None if those for few rows take many, too.
+    many: Vec<Tiled>,
     /// Blocks that the device runs at once, at least.
     processors: u32,
 }
@@ -92,14 +102,14 @@ impl Call {
         Ok(Call::Plain { kernel, threads, shared, grid, arguments })
     }
 
-    /// A product with `outputs` outputs.
+    /// A product.
     ///
     /// # Errors
     /// As [`Call::plain`].
     pub(super) fn product<A: Pod>(
         gpu: &mut dyn Gpu,
         names: ProductNames,
-        (outputs, gathered): (u32, bool),
+        ProductShape { outputs, gathered, gated }: ProductShape,
         arguments: &A,
     ) -> Result<Self, GpuError> {
         let mut tiled = |name, tile: (u32, u32), shared| -> Result<Tiled, GpuError> {
@@ -115,8 +125,8 @@ impl Call {
             // Three stages of two tiles of 32 values: `product.cu`.
             many.push(tiled(name, tile, 3 * (tile.0 + tile.1) * 32 * 2)?);
         }
-        let few = few.try_into().expect("one for each tile");
-        let many = many.try_into().ok();
+        // Gates and what they let through need two groups of outputs.
+        few.retain(|tiled| !gated || tiled.tile.1 > 8);
         let kernels = Kernels { few, many, processors: gpu.info().processors };
         let arguments = bytes_of(arguments).into();
         Ok(Call::Product { kernels, outputs, gathered, arguments })
@@ -156,14 +166,12 @@ impl Kernels {
     fn suited(&self, rows: u32, outputs: u32) -> Tiled {
         let tallest = FEW_TILES[FEW_TILES.len() - 1].0;
         let least = FEW_TILES.iter().map(|tile| tile.0).find(|of| *of >= rows);
-        let choice = match (&self.many, least) {
-            (Some(many), None) => &many[..],
+        let choice = match least {
+            None if !self.many.is_empty() => &self.many,
             _ => {
                 let of = least.unwrap_or(tallest);
-                let (first, end) = (
-                    self.few.partition_point(|tiled| tiled.tile.0 < of),
-                    self.few.partition_point(|tiled| tiled.tile.0 <= of),
-                );
+                let first = self.few.partition_point(|tiled| tiled.tile.0 < of);
+                let end = self.few.partition_point(|tiled| tiled.tile.0 <= of);
                 &self.few[first..end]
             }
         };

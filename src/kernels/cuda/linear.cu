@@ -20,7 +20,7 @@ struct LinearArgs {
     u32 stride;  // of the input
     u32 gathered;
     u32 epilogue;
-    u32 unused;
+    u32 gated;  // 0, or how many outputs there are of silu(gate) × up: gates first, then ups
 };
 
 __device__ __forceinline__ float finished(const LinearArgs &a, u32 row, u32 output, float y) {
@@ -36,18 +36,26 @@ __device__ __forceinline__ void finish(const LinearArgs &a, u32 row, u32 output,
     write(a.output, row, output, finished(a, row, output, y));
 }
 
+/// Writes two values, the first to an even column.
+__device__ __forceinline__ void write_pair(const View &view, u32 row, u32 column, float x,
+                                           float y) {
+    if (view.half && view.stride % 2 == 0) {
+        ((u32 *)view.data)[((u64)row * view.stride + column) / 2] = pack_bf16(x, y);
+        return;
+    }
+    write(view, row, column, x);
+    write(view, row, column + 1, y);
+}
+
 /// Two outputs of a row, the first with an even number.
 __device__ __forceinline__ void finish_pair(const LinearArgs &a, u32 row, u32 output, float x,
                                             float y) {
     x = finished(a, row, output, x);
-    bool both = output + 1 < a.weight.outputs;
-    if (both) y = finished(a, row, output + 1, y);
-    if (both && a.output.half && a.output.stride % 2 == 0) {
-        ((u32 *)a.output.data)[((u64)row * a.output.stride + output) / 2] = pack_bf16(x, y);
-        return;
+    if (output + 1 < a.weight.outputs) {
+        write_pair(a.output, row, output, x, finished(a, row, output + 1, y));
+    } else {
+        write(a.output, row, output, x);
     }
-    write(a.output, row, output, x);
-    if (both) write(a.output, row, output + 1, y);
 }
 
 // The order of inputs inside a product is free if both sides agree. Lane (g, t) loads 8
@@ -170,12 +178,15 @@ using Q8 = Quants<8, false, false>;
 using Q8Minimum = Quants<8, true, false>;
 using Q8Halves = Quants<8, true, true>;
 
-/// Up to `16 MT` rows and `8 NT` outputs a block; its warps share the inputs, and add up in the
-/// same order whatever MT and NT are, so that a row's sum does not depend on its company.
+/// Up to `16 MT` rows and `8 NT` outputs a block, or 8 gated ones with NT = 2; its warps share the
+/// inputs, and add up in the same order whatever MT and NT are, so that a row's sum does not depend
+/// on its company.
 template <class W, int MT, int NT>
 __device__ __forceinline__ void linear(const LinearArgs &a) {
     SHARED_MEMORY(shared);
-    u32 first_row = blockIdx.y * 16 * MT, first_output = blockIdx.x * 8 * NT;
+    bool gated = NT == 2 && a.gated != 0;
+    u32 first_row = blockIdx.y * 16 * MT, first_output = blockIdx.x * (gated ? 8 : 8 * NT);
+    u32 apart = gated ? a.gated : 8;
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float sums[MT][NT][4] = {};
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
@@ -185,7 +196,7 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     auto load = [&](W (&to)[NT], u32 super) {
         if (super >= a.weight.supers) return;
 #pragma unroll
-        for (int n = 0; n < NT; ++n) to[n].load(a.weight, first_output + 8 * n, super, g, t);
+        for (int n = 0; n < NT; ++n) to[n].load(a.weight, first_output + apart * n, super, g, t);
     };
     load(weights, warp);
     begin();
@@ -251,10 +262,22 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
         }
     }
     __syncthreads();
-    for (u32 cell = threadIdx.x; cell < CELLS; cell += 32 * LINEAR_WARPS) {
-        u32 row = first_row + cell / (8 * NT), output = first_output + cell % (8 * NT);
+    auto sum_of = [&](u32 cell) {
         float sum = 0.0f;
         for (int w = 0; w < LINEAR_WARPS; ++w) sum += parts[w * CELLS + cell];
+        return sum;
+    };
+    if (gated) {
+        for (u32 i = threadIdx.x; i < 16 * MT * 8; i += 32 * LINEAR_WARPS) {
+            u32 row = first_row + i / 8, cell = i / 8 * 8 * NT + i % 8;
+            float y = silu_times(sum_of(cell), sum_of(cell + 8));
+            if (row < rows) write(a.output, row, first_output + i % 8, y);
+        }
+        return;
+    }
+    for (u32 cell = threadIdx.x; cell < CELLS; cell += 32 * LINEAR_WARPS) {
+        u32 row = first_row + cell / (8 * NT), output = first_output + cell % (8 * NT);
+        float sum = sum_of(cell);
         if (row < rows && output < a.weight.outputs) finish(a, row, output, sum);
     }
 }

@@ -2,10 +2,11 @@
 //! fills in every launch's arguments. Done once, at load.
 
 mod attention;
-mod products;
+pub(super) mod products;
 
 use std::collections::HashSet;
 
+use self::products::gating_of;
 use super::arguments as args;
 use super::arguments::View;
 use super::details::detail_bytes;
@@ -230,7 +231,13 @@ fn gathered(rows: Rows) -> u32 {
 
 impl Lowering<'_> {
     fn ops(&mut self) -> Result<(), LowerError> {
-        for op in &self.program.ops {
+        let mut ops = self.program.ops.iter().peekable();
+        while let Some(op) = ops.next() {
+            if let Some(gating) = gating_of(op, ops.peek().copied()) {
+                self.gated_linear(op, gating)?;
+                ops.next();
+                continue;
+            }
             match op {
                 Op::Embed(op) => self.embed(op)?,
                 Op::Norm(op) => self.norm(op)?,

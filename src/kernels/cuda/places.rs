@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::arguments::View;
+use super::lower::products::gating_of;
 use crate::device::cuda::Address;
 use crate::kernels::ops::{Activation, Buf, Epilogue, Op, Program, Rows};
 
@@ -106,7 +107,20 @@ fn survey(program: &Program) -> BTreeMap<usize, Need> {
         need.multiplied |= multiplied;
     };
     let buffer = Activation::Full;
-    for op in &program.ops {
+    let mut ops = program.ops.iter().peekable();
+    while let Some(op) = ops.next() {
+        if let Some(gating) = gating_of(op, ops.peek().copied()) {
+            // What lies between the two goes nowhere.
+            let (input, rows) = match op {
+                Op::Linear(op) => (op.input, op.rows),
+                Op::HalfLinear(op) => (Activation::Half(op.input), op.rows),
+                _ => unreachable!("gating follows a product"),
+            };
+            note(input, rows, false, true);
+            note(gating.output, rows, false, false);
+            ops.next();
+            continue;
+        }
         match op {
             Op::Embed(op) => note(buffer(op.output), Rows::All, true, false),
             Op::Norm(op) => {

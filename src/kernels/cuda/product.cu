@@ -13,19 +13,21 @@ __device__ __forceinline__ u32 tile_place(u32 row, u32 piece) {
     return row * 64 + (piece ^ (row >> 1 & 3)) * 16;
 }
 
-/// Starts to copy one step's tile: `LINES` rows of 32 values, of which there are `end`.
-template <int LINES>
+/// Starts to copy one step's tile: `LINES` rows of 32 values; `row_of` says which, and those from
+/// `end` on are zero.
+template <int LINES, class F>
 __device__ __forceinline__ void load_tile(unsigned char *tile, const u16 *from, u64 stride,
-                                          u32 first, u32 end) {
+                                          u32 end, F row_of) {
     for (u32 i = threadIdx.x; i < LINES * 4; i += PRODUCT_THREADS) {
-        u32 line = i / 4, piece = i % 4;
-        bool there = first + line < end;
-        const u16 *values = from + (there ? (first + line) * stride + piece * 8 : 0);
+        u32 line = i / 4, piece = i % 4, row = row_of(line);
+        bool there = row < end;
+        const u16 *values = from + (there ? row * stride + piece * 8 : 0);
         copy_async(tile + tile_place(line, piece), values, there);
     }
 }
 
-/// Warps take `16 M` rows and `8 N` outputs each.
+/// Warps take `16 M` rows and `8 N` outputs each: if gated, half of them are gates, and the other
+/// half what these let through.
 template <int M, int N>
 __device__ __forceinline__ void product(const LinearArgs &a) {
     constexpr int ROWS = 32 * M, OUTPUTS = 32 * N;
@@ -34,18 +36,25 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
     SHARED_MEMORY(shared);
     begin();
     u32 rows = row_count(a.step, a.gathered);
-    u32 block_row = blockIdx.y * ROWS, block_output = blockIdx.x * OUTPUTS;
+    u32 width = a.gated ? 4 * N : 8 * N;
+    u32 block_row = blockIdx.y * ROWS, block_output = blockIdx.x * 4 * width;
     if (block_row >= rows) return;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u32 warp_row = warp / 4 * 16 * M, warp_output = warp % 4 * 8 * N;
+    u32 warp_row = warp / 4 * 16 * M, warp_line = warp % 4 * 8 * N;
     u32 steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
     auto load = [&](u32 step) {
         unsigned char *stage = shared + step % PRODUCT_STAGES * STAGE_BYTES;
         u32 column = step * PRODUCT_STEP;
-        load_tile<ROWS>(stage, a.input + column, a.stride, block_row, rows);
+        load_tile<ROWS>(stage, a.input + column, a.stride, rows,
+                        [&](u32 line) { return block_row + line; });
         const u16 *weights = (const u16 *)a.weight.values + column;
-        load_tile<OUTPUTS>(stage + ROWS * 64, weights, a.weight.supers * SUPER, block_output,
-                           a.weight.outputs);
+        load_tile<OUTPUTS>(stage + ROWS * 64, weights, a.weight.supers * SUPER, a.weight.outputs,
+                           [&](u32 line) {
+                               u32 of = line % (8 * N), up = of >= width;
+                               u32 output = block_output + line / (8 * N) * width + of - up * width;
+                               if (a.gated && output >= a.gated) return a.weight.outputs;
+                               return output + up * a.gated;
+                           });
     };
     float sums[M][N][4] = {};
     for (u32 s = 0; s < PRODUCT_STAGES - 1; ++s) {
@@ -71,7 +80,7 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
 #pragma unroll
             for (int n = 0; n < N / 2; ++n) {
                 // Matrices: outputs 0-7 and inputs 0-7, 0-7 and 8-15, 8-15 and 0-7, 8-15 both.
-                u32 output = warp_output + 16 * n + lane / 16 * 8 + lane % 8;
+                u32 output = warp_line + 16 * n + lane / 16 * 8 + lane % 8;
                 load_matrices(right[n], w + tile_place(output, 2 * half + lane / 8 % 2));
             }
 #pragma unroll
@@ -84,7 +93,7 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
             }
         }
     }
-    u32 first_row = block_row + warp_row, first_output = block_output + warp_output;
+    u32 first_row = block_row + warp_row, first_output = block_output + warp % 4 * width;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
 #pragma unroll
@@ -93,8 +102,14 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
             for (int i = 0; i < 2; ++i) {
                 u32 row = first_row + 16 * m + lane / 4 + i * 8;
                 u32 output = first_output + 8 * n + lane % 4 * 2;
-                if (row < rows && output < a.weight.outputs) {
-                    finish_pair(a, row, output, sums[m][n][2 * i], sums[m][n][2 * i + 1]);
+                float x = sums[m][n][2 * i], y = sums[m][n][2 * i + 1];
+                if (a.gated) {
+                    if (n >= N / 2 || row >= rows || output >= a.gated) continue;
+                    const float(&up)[4] = sums[m][n % (N / 2) + N / 2];
+                    write_pair(a.output, row, output, silu_times(x, up[2 * i]),
+                               silu_times(y, up[2 * i + 1]));
+                } else if (row < rows && output < a.weight.outputs) {
+                    finish_pair(a, row, output, x, y);
                 }
             }
         }

@@ -143,7 +143,7 @@ gated_silu(const __grid_constant__ GatedSiluArgs a) {
     u32 row = blockIdx.y, i = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (row >= a.step->rows || i >= a.width) return;
     float gate = read(a.input, row, i), up = read(a.input, row, a.width + i);
-    write(a.output, row, i, gate / (1.0f + __expf(-gate)) * up);
+    write(a.output, row, i, silu_times(gate, up));
 }
 
 struct CopyArgs {

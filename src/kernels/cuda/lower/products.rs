@@ -2,24 +2,37 @@
 
 use std::sync::Arc;
 
-use super::{LowerError, Lowering, gathered, names};
+use super::{LowerError, Lowering, gathered, names, unsupported};
 use crate::kernels::cuda::arguments as args;
-use crate::kernels::cuda::launches::Call;
+use crate::kernels::cuda::launches::{Call, ProductShape};
 use crate::kernels::cuda::matrices::MatrixFormat;
 use crate::kernels::cuda::places::Places;
-use crate::kernels::ops::{Activation, Convert, Epilogue, HalfLinear, Linear, Rows, Vector};
+use crate::kernels::ops::{
+    Activation, Convert, Epilogue, GatedSilu, HalfLinear, Linear, Op, Rows, Vector,
+};
 use crate::kernels::packed::Packed;
 
 impl Lowering<'_> {
     pub(super) fn linear(&mut self, op: &Linear) -> Result<(), LowerError> {
         let Linear { rows, input, weight, bias, epilogue, output } = op;
-        self.product(*rows, *input, (weight, bias.as_ref()), (*epilogue, (*output).into()))
+        let finish = Finish::Plain(*epilogue, (*output).into());
+        self.product(*rows, *input, (weight, bias.as_ref()), finish)
     }
 
     pub(super) fn half_linear(&mut self, op: &HalfLinear) -> Result<(), LowerError> {
         let HalfLinear { rows, input, weight, bias, epilogue, output } = op;
-        let input = Activation::Half(*input);
-        self.product(*rows, input, (weight, bias.as_ref()), (*epilogue, *output))
+        let finish = Finish::Plain(*epilogue, *output);
+        self.product(*rows, Activation::Half(*input), (weight, bias.as_ref()), finish)
+    }
+
+    /// A product whose outputs are gates and what they let through, and the gating, as one kernel.
+    pub(super) fn gated_linear(&mut self, op: &Op, gating: &GatedSilu) -> Result<(), LowerError> {
+        let (rows, input, weight) = match op {
+            Op::Linear(op) => (op.rows, op.input, &op.weight),
+            Op::HalfLinear(op) => (op.rows, Activation::Half(op.input), &op.weight),
+            _ => return Err(unsupported("gating that follows no product")),
+        };
+        self.product(rows, input, (weight, None), Finish::Gated(gating.output))
     }
 
     pub(super) fn convert(&mut self, op: &Convert) -> Result<(), LowerError> {
@@ -37,9 +50,13 @@ impl Lowering<'_> {
         rows: Rows,
         input: Activation,
         (weight, bias): (&Arc<Packed>, Option<&Vector>),
-        (epilogue, output): (Epilogue, Activation),
+        finish: Finish,
     ) -> Result<(), LowerError> {
         let input = self.multiplied(&input, rows)?;
+        let (epilogue, output, gated_outputs) = match finish {
+            Finish::Plain(epilogue, output) => (epilogue, output, 0),
+            Finish::Gated(output) => (Epilogue::Store, output, weight.n as u32 / 2),
+        };
         let view = self.places.of_activation(&output).view;
         let arguments = args::Linear {
             step: self.shared.step.0,
@@ -56,12 +73,40 @@ impl Lowering<'_> {
                 Epilogue::Tanh => 3,
                 Epilogue::Relu => 4,
             },
-            unused: 0,
+            gated: gated_outputs,
         };
         self.fresh.remove(&Places::name(&output));
         let names = names(MatrixFormat::of(weight.format), self.shared.deterministic);
-        let shape = (weight.n as u32, rows == Rows::Gathered);
+        let shape = ProductShape {
+            outputs: weight.n as u32,
+            gathered: rows == Rows::Gathered,
+            gated: gated_outputs > 0,
+        };
         self.calls.push(Call::product(self.gpu, names, shape, &arguments)?);
         Ok(())
     }
+}
+
+/// What becomes of a product's sums.
+#[derive(Debug, Clone, Copy)]
+enum Finish {
+    Plain(Epilogue, Activation),
+    Gated(Activation),
+}
+
+/// The gating that `next` is, if kernels can do it at the end of the product `op`.
+pub(in crate::kernels::cuda) fn gating_of<'o>(
+    op: &Op,
+    next: Option<&'o Op>,
+) -> Option<&'o GatedSilu> {
+    let Some(Op::GatedSilu(gating)) = next else { return None };
+    let (epilogue, bias, output, weight) = match op {
+        Op::Linear(op) => (op.epilogue, &op.bias, op.output.into(), &op.weight),
+        Op::HalfLinear(op) => (op.epilogue, &op.bias, op.output, &op.weight),
+        _ => return None,
+    };
+    let plain = epilogue == Epilogue::Store && bias.is_none();
+    // Gates are taken by eight.
+    let fits = weight.n == gating.input.width && weight.n.is_multiple_of(16);
+    (plain && fits && output == Activation::Full(gating.input)).then_some(gating)
 }

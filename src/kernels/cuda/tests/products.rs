@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernels::builder::{Builder, Capacity, Dense};
-use crate::kernels::ops::{Activation, Embed, Epilogue, Op, Rows};
+use crate::kernels::ops::{Activation, Embed, Epilogue, GatedSilu, Op, Rows};
 use crate::kernels::packed::Encoding;
 use std::sync::Arc;
 
@@ -195,6 +195,52 @@ fn epilogues_are_right() {
     for rows in [3, 90] {
         for epilogue in [Epilogue::Add, Epilogue::Gelu] {
             check(weight.clone(), epilogue, rows, 5e-3);
+        }
+    }
+}
+
+/// Gates and what they let through in one product, against f64.
+fn check_gated(weight: Arc<Packed>, rows: usize, tolerance: f64) {
+    let mut random = Random::new((weight.n * 37 + rows) as u64);
+    let table = dense(&mut random, VOCABULARY, weight.k, 1.0);
+    let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
+    let input = builder.full(Rows::All, weight.k);
+    let gate_up = builder.full(Rows::All, weight.n);
+    let output = builder.full(Rows::All, weight.n / 2);
+    let embedded = table.clone();
+    let embed = Embed { table: embedded, positions: None, types: None, output: input };
+    builder.push(Op::Embed(embed));
+    let layer = Dense { weight, bias: None };
+    builder.linear(&layer, Activation::Full(input), Epilogue::Store, gate_up);
+    let gated = Activation::Full(output);
+    builder.push(Op::GatedSilu(GatedSilu { input: gate_up, output: gated }));
+    let mut pair = Pair::new(builder.finish(output, None));
+    let work = spans(&[rows], VOCABULARY);
+    pair.step(&work).unwrap();
+    let actual = pair.device.output(0, rows).unwrap();
+    let products = expected(&table, &layer, Epilogue::Store, &work);
+    let expected = products.chunks_exact(layer.weight.n).flat_map(|row| {
+        let (gates, ups) = row.split_at(row.len() / 2);
+        let pairs = gates.iter().zip(ups);
+        pairs.map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect::<Vec<_>>()
+    });
+    let error = error(&actual, expected);
+    assert!(error <= tolerance, "{rows} rows, {} gates: {error}", layer.weight.n / 2);
+}
+
+#[test]
+fn gated_products_are_right() {
+    let mut random = Random::new(11);
+    for (gates, k) in [(8, 70), (72, 96), (136, 200)] {
+        let weight = dense(&mut random, 2 * gates, k, 0.125);
+        for rows in [1, 16, 17, 40, 65, 140] {
+            check_gated(weight.clone(), rows, 1e-5);
+        }
+    }
+    for encoding in [Encoding::Q4One, Encoding::Q8Zero, Encoding::Q6K] {
+        let weight = quantised(&mut random, encoding, 48, 512);
+        for rows in [1, 20, 64, 70] {
+            check_gated(weight.clone(), rows, 1e-3);
         }
     }
 }
