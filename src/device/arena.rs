@@ -31,27 +31,7 @@ impl Region {
         if bytes == 0 {
             return Ok(Self { start: NonNull::<Page>::dangling().cast(), bytes });
         }
-        // SAFETY: an anonymous private mapping at an address of the system's choice touches no
-        // existing memory.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        #[cfg(target_os = "linux")]
-        if bytes >= HUGE_PAGE {
-            // SAFETY: the range was mapped just now; advice changes no contents, and its failure
-            // (no huge pages on this system) costs speed only.
-            unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
-        }
+        let start = map(bytes)?;
         let start = NonNull::new(start.cast()).expect("a mapping is never at address zero");
         Ok(Self { start, bytes })
     }
@@ -105,9 +85,63 @@ impl Drop for Region {
     fn drop(&mut self) {
         if self.bytes > 0 {
             // SAFETY: exactly the range that `new` mapped; nothing borrows it any more.
-            unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+            unsafe { unmap(self.start.as_ptr().cast(), self.bytes) };
         }
     }
+}
+
+/// `bytes` of zeroed memory.
+#[cfg(not(sconce_heap))]
+fn map(bytes: usize) -> io::Result<*mut libc::c_void> {
+    // SAFETY: an anonymous private mapping at an address of the system's choice touches no
+    // existing memory.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    #[cfg(target_os = "linux")]
+    if bytes >= HUGE_PAGE {
+        // SAFETY: the range was mapped just now; advice changes no contents, and its failure
+        // (no huge pages on this system) costs speed only.
+        unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+    }
+    Ok(start)
+}
+
+/// # Safety
+/// [`map`] gave just this, and nobody uses it.
+#[cfg(not(sconce_heap))]
+unsafe fn unmap(start: *mut libc::c_void, bytes: usize) {
+    // SAFETY: as promised.
+    unsafe { libc::munmap(start, bytes) };
+}
+
+#[cfg(sconce_heap)]
+fn map(bytes: usize) -> io::Result<*mut libc::c_void> {
+    let layout = heap_layout(bytes);
+    // SAFETY: no region that asks is empty.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) };
+    if start.is_null() { Err(io::ErrorKind::OutOfMemory.into()) } else { Ok(start.cast()) }
+}
+
+#[cfg(sconce_heap)]
+unsafe fn unmap(start: *mut libc::c_void, bytes: usize) {
+    // SAFETY: as promised.
+    unsafe { std::alloc::dealloc(start.cast(), heap_layout(bytes)) };
+}
+
+#[cfg(sconce_heap)]
+fn heap_layout(bytes: usize) -> std::alloc::Layout {
+    std::alloc::Layout::from_size_align(bytes, REGION_ALIGN).expect("a region is no half of memory")
 }
 
 /// What an empty region points at: an aligned address of nothing.
