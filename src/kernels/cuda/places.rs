@@ -109,18 +109,10 @@ fn survey(program: &Program) -> BTreeMap<usize, Need> {
     let buffer = Activation::Full;
     let mut ops = program.ops.iter().peekable();
     while let Some(op) = ops.next() {
-        if let Some(gating) = gating_of(op, ops.peek().copied()) {
-            // What lies between the two goes nowhere.
-            let (input, rows) = match op {
-                Op::Linear(op) => (op.input, op.rows),
-                Op::HalfLinear(op) => (Activation::Half(op.input), op.rows),
-                _ => unreachable!("gating follows a product"),
-            };
-            note(input, rows, false, true);
-            note(gating.output, rows, false, false);
-            ops.next();
-            continue;
-        }
+        // What lies between a product and gating at its end goes nowhere.
+        let gating = gating_of(op, ops.peek().copied());
+        ops.next_if(|_| gating.is_some());
+        let end = |output| gating.map_or(output, |gating| gating.output);
         match op {
             Op::Embed(op) => note(buffer(op.output), Rows::All, true, false),
             Op::Norm(op) => {
@@ -129,11 +121,11 @@ fn survey(program: &Program) -> BTreeMap<usize, Need> {
             }
             Op::Linear(op) => {
                 note(op.input, op.rows, false, true);
-                note(buffer(op.output), op.rows, op.epilogue == Epilogue::Add, false);
+                note(end(buffer(op.output)), op.rows, op.epilogue == Epilogue::Add, false);
             }
             Op::HalfLinear(op) => {
                 note(Activation::Half(op.input), op.rows, false, true);
-                note(op.output, op.rows, op.epilogue == Epilogue::Add, false);
+                note(end(op.output), op.rows, op.epilogue == Epilogue::Add, false);
             }
             Op::Convert(op) => {
                 note(buffer(op.input), op.rows, false, false);
