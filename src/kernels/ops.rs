@@ -56,6 +56,27 @@ pub struct HalfBuf {
     pub width: usize,
 }
 
+impl Op {
+    /// The rows that it reads, besides keys and values of earlier ones.
+    pub fn input(&self) -> Option<Activation> {
+        match self {
+            Op::Embed(_) => None,
+            Op::Norm(op) => Some(op.input.into()),
+            Op::Linear(op) => Some(op.input),
+            Op::HeadNorm(op) => Some(op.qkv.into()),
+            Op::HalfLinear(op) => Some(Activation::Half(op.input)),
+            Op::Convert(op) => Some(op.input.into()),
+            Op::RopeStore(op) => Some(op.qkv.into()),
+            Op::Rope(op) => Some(op.qkv.into()),
+            Op::PagedAttention(op) => Some(op.qkv.into()),
+            Op::PackedAttention(op) => Some(op.qkv.into()),
+            Op::GatedSilu(op) => Some(op.input.into()),
+            Op::Gather(op) => Some(op.input.into()),
+            Op::Pool(op) => Some(op.input.into()),
+        }
+    }
+}
+
 /// What a [`Linear`] reads: f32 rows for f32 weights, quantised rows for quantised weights; and
 /// bf16 rows, what a [`HalfLinear`] reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

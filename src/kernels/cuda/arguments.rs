@@ -135,6 +135,11 @@ pub(super) struct Linear {
     pub(super) epilogue: u32,
     /// 0, or how many outputs there are of `silu(gate) × up`.
     pub(super) gated: u32,
+    /// What the input is the norm of, for kernels that normalise.
+    pub(super) full: u64,
+    pub(super) scales: u64,
+    pub(super) full_stride: u32,
+    pub(super) eps: f32,
 }
 
 #[repr(C)]

@@ -10,8 +10,8 @@ use crate::device::cuda::{Gpu, KernelId, Launch};
 /// How blocks follow from a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Grid {
-    /// One block a row.
-    Rows { gathered: bool },
+    /// One block a row, if there are more than `beyond`.
+    Rows { gathered: bool, beyond: u32 },
     /// So many blocks for each row.
     Columns { blocks: u32, gathered: bool },
     /// One block a span.
@@ -63,6 +63,9 @@ pub(super) struct ProductNames {
 
 /// Rows and outputs of a block of `linear.cu`.
 const FEW_TILES: [(u32, u32); 4] = [(16, 8), (16, 16), (32, 16), (64, 16)];
+
+/// Rows up to which products can normalise what they multiply.
+pub(super) const NORMED_ROWS: u32 = 16;
 
 /// Rows and outputs of a block of `product.cu`.
 const MANY_TILES: [(u32, u32); 3] = [(64, 64), (64, 128), (128, 128)];
@@ -117,8 +120,8 @@ impl Call {
         };
         let mut few = Vec::with_capacity(FEW_TILES.len());
         for (name, tile) in names.few.into_iter().zip(FEW_TILES) {
-            // Eight warps' sums: `linear.cu`.
-            few.push(tiled(name, tile, 8 * tile.0 * tile.1 * 4)?);
+            // Eight warps' sums, and one of squares for each row: `linear.cu`.
+            few.push(tiled(name, tile, 8 * tile.0 * (tile.1 + 1) * 4)?);
         }
         let mut many = Vec::with_capacity(MANY_TILES.len());
         for (name, tile) in names.many.into_iter().flatten().zip(MANY_TILES) {
@@ -186,7 +189,8 @@ impl Grid {
     fn blocks(self, counts: &Counts) -> [u32; 3] {
         let rows = |gathered: bool| if gathered { counts.gathered } else { counts.rows };
         match self {
-            Grid::Rows { gathered } => [rows(gathered), 1, 1],
+            Grid::Rows { gathered, beyond } if rows(gathered) > beyond => [rows(gathered), 1, 1],
+            Grid::Rows { .. } => [0; 3],
             Grid::Columns { blocks, gathered } => [blocks, rows(gathered), 1],
             Grid::Spans => [counts.spans, 1, 1],
             Grid::Heads { heads } => [counts.rows, heads, 1],

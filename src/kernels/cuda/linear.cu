@@ -21,6 +21,11 @@ struct LinearArgs {
     u32 gathered;
     u32 epilogue;
     u32 gated;  // 0, or how many outputs there are of silu(gate) × up: gates first, then ups
+    // What the input is the norm of, for kernels that normalise:
+    const float *full;
+    const float *scales;
+    u32 full_stride;
+    float eps;
 };
 
 __device__ __forceinline__ float finished(const LinearArgs &a, u32 row, u32 output, float y) {
@@ -76,6 +81,47 @@ __device__ __forceinline__ Rows load_rows(const LinearArgs &a, u32 row, u32 rows
     return x;
 }
 
+/// Reads whole 16 bytes, or 8.
+template <int COUNT>
+__device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
+    if constexpr (COUNT == 2) {
+        uint2 two = *(const uint2 *)from;
+        to[0] = two.x, to[1] = two.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            uint4 four = *(const uint4 *)(from + i);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        }
+    }
+}
+
+/// As `load_rows`, of rows that are yet to be normalised: they come scaled by the norm's weights,
+/// and their squares are added up, by which the whole sum is divided in the end.
+__device__ __forceinline__ Rows load_rows_to_norm(const LinearArgs &a, u32 row, u32 rows,
+                                                  u32 column, float (&squares)[2]) {
+    u32 scale[8];
+    load_words(scale, (const u32 *)(a.scales + column));
+    auto part = [&](u32 of, float &sum) -> uint4 {
+        if (of >= rows) return {0, 0, 0, 0};
+        u32 words[8], pairs[4];
+        load_words(words, (const u32 *)(a.full + (u64)of * a.full_stride + column));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float x = __uint_as_float(words[2 * i]), y = __uint_as_float(words[2 * i + 1]);
+            sum += x * x;
+            sum += y * y;
+            pairs[i] = pack_bf16(x * __uint_as_float(scale[2 * i]),
+                                 y * __uint_as_float(scale[2 * i + 1]));
+        }
+        return {pairs[0], pairs[1], pairs[2], pairs[3]};
+    };
+    Rows x;
+    x.low = part(row, squares[0]);
+    x.high = part(row + 8, squares[1]);
+    return x;
+}
+
 __device__ __forceinline__ void first_part(u32 (&part)[4], const Rows &x) {
     part[0] = x.low.x, part[1] = x.high.x, part[2] = x.low.y, part[3] = x.high.y;
 }
@@ -98,21 +144,6 @@ struct Bf16 {
     __device__ __forceinline__ void scaled(int, const float (&)[4], float, float,
                                            float (&)[4]) const {}
 };
-
-/// Reads whole 16 bytes, or 8.
-template <int COUNT>
-__device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
-    if constexpr (COUNT == 2) {
-        uint2 two = *(const uint2 *)from;
-        to[0] = two.x, to[1] = two.y;
-    } else {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) {
-            uint4 four = *(const uint4 *)(from + i);
-            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
-        }
-    }
-}
 
 /// 128 inputs of 8 outputs in 4 or 8 bits, with a scale and perhaps a minimum for each 32 inputs,
 /// or for each 16. 4-bit values enter the product as 128 + q, 8-bit ones, which are stored 128 too
@@ -180,8 +211,8 @@ using Q8Halves = Quants<8, true, true>;
 
 /// Up to `16 MT` rows and `8 NT` outputs a block, or 8 gated ones with NT = 2; its warps share the
 /// inputs, and add up in the same order whatever MT and NT are, so that a row's sum does not depend
-/// on its company.
-template <class W, int MT, int NT>
+/// on its company. NORMED: what is multiplied is the norm of rows, which is made on the way.
+template <class W, int MT, int NT, bool NORMED>
 __device__ __forceinline__ void linear(const LinearArgs &a) {
     SHARED_MEMORY(shared);
     bool gated = NT == 2 && a.gated != 0;
@@ -189,6 +220,7 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     u32 apart = gated ? a.gated : 8;
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     float sums[MT][NT][4] = {};
+    float squares[MT][2] = {};
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
     // Where there are registers, so are the next while some are multiplied.
     constexpr bool AHEAD = MT * NT <= 4;
@@ -210,7 +242,9 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
             if (column >= a.weight.inputs) break;
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
-                Rows x = load_rows(a, first_row + 16 * m + g, rows, column + 8 * t);
+                u32 row = first_row + 16 * m + g;
+                Rows x = NORMED ? load_rows_to_norm(a, row, rows, column + 8 * t, squares[m])
+                                : load_rows(a, row, rows, column + 8 * t);
                 u32 first[4], second[4];
                 first_part(first, x);
                 second_part(second, x);
@@ -249,7 +283,16 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
         }
     }
     constexpr int CELLS = 16 * MT * 8 * NT;
-    float *parts = (float *)shared;
+    float *parts = (float *)shared, *norms = parts + LINEAR_WARPS * CELLS;
+    if (NORMED) {
+#pragma unroll
+        for (int i = 0; i < 2 * MT; ++i) {
+            float sum = squares[i / 2][i % 2];
+            sum += shuffle_xor(sum, 1);
+            sum += shuffle_xor(sum, 2);
+            if (t == 0) norms[warp * 16 * MT + 8 * i + g] = sum;
+        }
+    }
 #pragma unroll
     for (int m = 0; m < MT; ++m) {
 #pragma unroll
@@ -265,7 +308,10 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     auto sum_of = [&](u32 cell) {
         float sum = 0.0f;
         for (int w = 0; w < LINEAR_WARPS; ++w) sum += parts[w * CELLS + cell];
-        return sum;
+        if (!NORMED) return sum;
+        float square = 0.0f;
+        for (int w = 0; w < LINEAR_WARPS; ++w) square += norms[w * 16 * MT + cell / (8 * NT)];
+        return sum * rsqrtf(square / (float)a.weight.inputs + a.eps);
     };
     if (gated) {
         for (u32 i = threadIdx.x; i < 16 * MT * 8; i += 32 * LINEAR_WARPS) {
@@ -282,33 +328,45 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     }
 }
 
-#define LINEAR(name, W, MT, NT)                                        \
+#define LINEAR(name, W, MT, NT, NORMED)                                \
     extern "C" __global__ void __launch_bounds__(32 * LINEAR_WARPS)    \
-    name(const __grid_constant__ LinearArgs a) { linear<W, MT, NT>(a); }
+    name(const __grid_constant__ LinearArgs a) { linear<W, MT, NT, NORMED>(a); }
 
-LINEAR(linear_bf16_16x8, Bf16, 1, 1)
-LINEAR(linear_bf16_16x16, Bf16, 1, 2)
-LINEAR(linear_bf16_32x16, Bf16, 2, 2)
-LINEAR(linear_bf16_64x16, Bf16, 4, 2)
-LINEAR(linear_q4_16x8, Q4, 1, 1)
-LINEAR(linear_q4_16x16, Q4, 1, 2)
-LINEAR(linear_q4_32x16, Q4, 2, 2)
-LINEAR(linear_q4_64x16, Q4, 4, 2)
-LINEAR(linear_q4h_16x8, Q4Halves, 1, 1)
-LINEAR(linear_q4h_16x16, Q4Halves, 1, 2)
-LINEAR(linear_q4h_32x16, Q4Halves, 2, 2)
-LINEAR(linear_q4h_64x16, Q4Halves, 4, 2)
-LINEAR(linear_q8_16x8, Q8, 1, 1)
-LINEAR(linear_q8_16x16, Q8, 1, 2)
-LINEAR(linear_q8_32x16, Q8, 2, 2)
-LINEAR(linear_q8_64x16, Q8, 4, 2)
-LINEAR(linear_q8m_16x8, Q8Minimum, 1, 1)
-LINEAR(linear_q8m_16x16, Q8Minimum, 1, 2)
-LINEAR(linear_q8m_32x16, Q8Minimum, 2, 2)
-LINEAR(linear_q8m_64x16, Q8Minimum, 4, 2)
-LINEAR(linear_q8h_16x8, Q8Halves, 1, 1)
-LINEAR(linear_q8h_16x16, Q8Halves, 1, 2)
-LINEAR(linear_q8h_32x16, Q8Halves, 2, 2)
-LINEAR(linear_q8h_64x16, Q8Halves, 4, 2)
+LINEAR(linear_bf16_16x8, Bf16, 1, 1, false)
+LINEAR(linear_bf16_16x8_norm, Bf16, 1, 1, true)
+LINEAR(linear_bf16_16x16, Bf16, 1, 2, false)
+LINEAR(linear_bf16_16x16_norm, Bf16, 1, 2, true)
+LINEAR(linear_bf16_32x16, Bf16, 2, 2, false)
+LINEAR(linear_bf16_64x16, Bf16, 4, 2, false)
+LINEAR(linear_q4_16x8, Q4, 1, 1, false)
+LINEAR(linear_q4_16x8_norm, Q4, 1, 1, true)
+LINEAR(linear_q4_16x16, Q4, 1, 2, false)
+LINEAR(linear_q4_16x16_norm, Q4, 1, 2, true)
+LINEAR(linear_q4_32x16, Q4, 2, 2, false)
+LINEAR(linear_q4_64x16, Q4, 4, 2, false)
+LINEAR(linear_q4h_16x8, Q4Halves, 1, 1, false)
+LINEAR(linear_q4h_16x8_norm, Q4Halves, 1, 1, true)
+LINEAR(linear_q4h_16x16, Q4Halves, 1, 2, false)
+LINEAR(linear_q4h_16x16_norm, Q4Halves, 1, 2, true)
+LINEAR(linear_q4h_32x16, Q4Halves, 2, 2, false)
+LINEAR(linear_q4h_64x16, Q4Halves, 4, 2, false)
+LINEAR(linear_q8_16x8, Q8, 1, 1, false)
+LINEAR(linear_q8_16x8_norm, Q8, 1, 1, true)
+LINEAR(linear_q8_16x16, Q8, 1, 2, false)
+LINEAR(linear_q8_16x16_norm, Q8, 1, 2, true)
+LINEAR(linear_q8_32x16, Q8, 2, 2, false)
+LINEAR(linear_q8_64x16, Q8, 4, 2, false)
+LINEAR(linear_q8m_16x8, Q8Minimum, 1, 1, false)
+LINEAR(linear_q8m_16x8_norm, Q8Minimum, 1, 1, true)
+LINEAR(linear_q8m_16x16, Q8Minimum, 1, 2, false)
+LINEAR(linear_q8m_16x16_norm, Q8Minimum, 1, 2, true)
+LINEAR(linear_q8m_32x16, Q8Minimum, 2, 2, false)
+LINEAR(linear_q8m_64x16, Q8Minimum, 4, 2, false)
+LINEAR(linear_q8h_16x8, Q8Halves, 1, 1, false)
+LINEAR(linear_q8h_16x8_norm, Q8Halves, 1, 1, true)
+LINEAR(linear_q8h_16x16, Q8Halves, 1, 2, false)
+LINEAR(linear_q8h_16x16_norm, Q8Halves, 1, 2, true)
+LINEAR(linear_q8h_32x16, Q8Halves, 2, 2, false)
+LINEAR(linear_q8h_64x16, Q8Halves, 4, 2, false)
 
 #undef LINEAR

@@ -6,11 +6,11 @@ pub(super) mod products;
 
 use std::collections::HashSet;
 
-use self::products::gating_of;
+use self::products::{gating_of, is_for_product};
 use super::arguments as args;
 use super::arguments::View;
 use super::details::detail_bytes;
-use super::launches::{Call, Grid, ProductNames};
+use super::launches::{Call, Grid, NORMED_ROWS, ProductNames};
 use super::matrices::{MatrixFormat, Uploads};
 use super::places::{Place, Places};
 use super::tables::{Counts, Tiling};
@@ -133,6 +133,16 @@ struct Lowering<'p> {
     splits: Option<(Address, Address)>,
     /// What the rotation that comes next does first.
     head_norm: Option<HeadNorm>,
+    /// What the product that comes next does first where rows are few.
+    normed: Option<Normed>,
+}
+
+/// Rows that are to be normalised.
+#[derive(Debug, Clone, Copy)]
+struct Normed {
+    input: View,
+    scales: Address,
+    eps: f32,
 }
 
 /// Lowers `program` and uploads what it needs.
@@ -159,6 +169,7 @@ pub(super) fn lower(
         tiling: None,
         splits: None,
         head_norm: None,
+        normed: None,
     };
     let lowered = this.ops().and_then(|()| this.choose());
     let choose = match lowered {
@@ -233,6 +244,11 @@ impl Lowering<'_> {
     fn ops(&mut self) -> Result<(), LowerError> {
         let mut ops = self.program.ops.iter().peekable();
         while let Some(op) = ops.next() {
+            if let Op::Norm(norm) = op
+                && is_for_product(self.program, norm, ops.peek().copied())
+            {
+                self.normed = self.rows_to_norm(norm)?;
+            }
             if let Some(gating) = gating_of(op, ops.peek().copied()) {
                 self.gated_linear(op, gating)?;
                 ops.next();
@@ -284,7 +300,7 @@ impl Lowering<'_> {
             output: self.places.of(&op.output).view,
         };
         self.fresh.remove(&op.output.offset);
-        self.push(("embed", ROW_THREADS, 0), Grid::Rows { gathered: false }, &arguments)
+        self.push(("embed", ROW_THREADS, 0), Grid::Rows { gathered: false, beyond: 0 }, &arguments)
     }
 
     fn norm(&mut self, op: &Norm) -> Result<(), LowerError> {
@@ -302,7 +318,9 @@ impl Lowering<'_> {
             unused: 0,
         };
         self.fresh.insert(Places::name(&op.output));
-        let grid = Grid::Rows { gathered: op.rows == Rows::Gathered };
+        // With few rows the product does it.
+        let beyond = if self.normed.is_some() { NORMED_ROWS } else { 0 };
+        let grid = Grid::Rows { gathered: op.rows == Rows::Gathered, beyond };
         self.push(("norm_rows", ROW_THREADS, ROW_SHARED), grid, &arguments)
     }
 
@@ -408,12 +426,13 @@ impl Lowering<'_> {
 }
 
 /// The product kernels of a format. Quantised products of many rows go by the kernel for 64.
-fn names(format: MatrixFormat, deterministic: bool) -> ProductNames {
+fn names(format: MatrixFormat, normed: bool, deterministic: bool) -> ProductNames {
+    let norm = usize::from(normed);
     macro_rules! few {
         ($of:literal) => {
             [
-                concat!("linear_", $of, "_16x8"),
-                concat!("linear_", $of, "_16x16"),
+                [concat!("linear_", $of, "_16x8"), concat!("linear_", $of, "_16x8_norm")][norm],
+                [concat!("linear_", $of, "_16x16"), concat!("linear_", $of, "_16x16_norm")][norm],
                 concat!("linear_", $of, "_32x16"),
                 concat!("linear_", $of, "_64x16"),
             ]

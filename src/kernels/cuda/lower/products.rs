@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{LowerError, Lowering, gathered, names, unsupported};
+use super::{LowerError, Lowering, Normed, gathered, names, unsupported};
 use crate::kernels::cuda::arguments as args;
 use crate::kernels::cuda::launches::{Call, ProductShape};
 use crate::kernels::cuda::matrices::MatrixFormat;
 use crate::kernels::cuda::places::Places;
 use crate::kernels::ops::{
-    Activation, Convert, Epilogue, GatedSilu, HalfLinear, Linear, Op, Rows, Vector,
+    Activation, Convert, Epilogue, GatedSilu, HalfLinear, Linear, Norm, Op, Program, Rows, Vector,
 };
 use crate::kernels::packed::Packed;
 
@@ -58,6 +58,7 @@ impl Lowering<'_> {
             Finish::Gated(output) => (Epilogue::Store, output, weight.n as u32 / 2),
         };
         let view = self.places.of_activation(&output).view;
+        let normed = self.normed.take();
         let arguments = args::Linear {
             step: self.shared.step.0,
             input: input.data,
@@ -74,9 +75,14 @@ impl Lowering<'_> {
                 Epilogue::Relu => 4,
             },
             gated: gated_outputs,
+            full: normed.map_or(0, |of| of.input.data),
+            scales: normed.map_or(0, |of| of.scales.0),
+            full_stride: normed.map_or(0, |of| of.input.stride),
+            eps: normed.map_or(0.0, |of| of.eps),
         };
         self.fresh.remove(&Places::name(&output));
-        let names = names(MatrixFormat::of(weight.format), self.shared.deterministic);
+        let (format, deterministic) = (MatrixFormat::of(weight.format), self.shared.deterministic);
+        let names = names(format, normed.is_some(), deterministic);
         let shape = ProductShape {
             outputs: weight.n as u32,
             gathered: rows == Rows::Gathered,
@@ -85,6 +91,42 @@ impl Lowering<'_> {
         self.calls.push(Call::product(self.gpu, names, shape, &arguments)?);
         Ok(())
     }
+}
+
+impl Lowering<'_> {
+    /// What a product needs to do the norm itself; nothing if it cannot, or if a row's bits would
+    /// depend on its company by that.
+    pub(super) fn rows_to_norm(&mut self, op: &Norm) -> Result<Option<Normed>, LowerError> {
+        let input = self.places.of(&op.input).view;
+        if self.shared.deterministic || input.half == 1 {
+            return Ok(None);
+        }
+        let scales = self.uploads.vector(self.gpu, &op.weight)?;
+        Ok(Some(Normed { input, scales, eps: op.eps }))
+    }
+}
+
+/// Whether a norm's rows are read by nothing but the product `next`, which can make them itself.
+pub(super) fn is_for_product(program: &Program, norm: &Norm, next: Option<&Op>) -> bool {
+    let output = Some(norm.output);
+    let multiplies = |op: &Op| matches!(op, Op::Linear(_) | Op::HalfLinear(_));
+    let rows = match next {
+        Some(Op::Linear(op)) => op.rows,
+        Some(Op::HalfLinear(op)) => op.rows,
+        _ => return false,
+    };
+    let follows = |ops: &[Op]| matches!(&ops[0], Op::Norm(op) if Some(op.output) == output);
+    let readers = program.ops.iter().filter(|op| op.input() == output).count();
+    let pairs = program.ops.windows(2);
+    let products =
+        pairs.filter(|ops| follows(ops) && multiplies(&ops[1]) && ops[1].input() == output);
+    let answers = [program.output, program.hidden].map(|buf| buf.map(Activation::Full));
+    next.is_some_and(|next| next.input() == output)
+        && rows == norm.rows
+        && norm.bias.is_none()
+        && norm.input.width.is_multiple_of(32)
+        && readers == products.count()
+        && !answers.contains(&output)
 }
 
 /// What becomes of a product's sums.

@@ -1,7 +1,7 @@
 //! Products of every format, number of rows and odd size.
 
 use super::*;
-use crate::kernels::builder::{Builder, Capacity, Dense};
+use crate::kernels::builder::{Builder, Capacity, Dense, Scale};
 use crate::kernels::ops::{Activation, Embed, Epilogue, GatedSilu, Op, Rows};
 use crate::kernels::packed::Encoding;
 use std::sync::Arc;
@@ -226,6 +226,67 @@ fn check_gated(weight: Arc<Packed>, rows: usize, tolerance: f64) {
     });
     let error = error(&actual, expected);
     assert!(error <= tolerance, "{rows} rows, {} gates: {error}", layer.weight.n / 2);
+}
+
+/// The product of a norm, against f64; scales are such that few rows lose nothing by becoming bf16
+/// where the product does the norm, and do where a kernel before it does.
+fn check_normed(weight: Arc<Packed>, rows: usize, tolerance: f64) {
+    let mut random = Random::new((weight.n * 41 + rows) as u64);
+    let (n, k) = (weight.n, weight.k);
+    let table = dense(&mut random, VOCABULARY, k, 4.0);
+    let scale: Vec<f32> = (0..k).map(|i| [1.0, 0.5, 2.0][i % 3]).collect();
+    let (eps, bias) = (0.5, random.floats(n));
+    let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
+    let input = builder.full(Rows::All, k);
+    let output = builder.full(Rows::All, n);
+    let embedded = table.clone();
+    let embed = Embed { table: embedded, positions: None, types: None, output: input };
+    builder.push(Op::Embed(embed));
+    let normed = builder.input_for(&weight, Rows::All);
+    builder.norm(&Scale { weight: scale.clone().into(), bias: None, eps }, input, normed);
+    let layer = Dense { weight, bias: Some(bias.clone().into()) };
+    builder.linear(&layer, normed, Epilogue::Store, output);
+    let mut pair = Pair::new(builder.finish(output, None));
+    let work = spans(&[rows], VOCABULARY);
+    pair.step(&work).unwrap();
+    let actual = pair.device.output(0, rows).unwrap();
+    let mut weights = vec![0.0; n * k];
+    for (row, values) in weights.chunks_exact_mut(k).enumerate() {
+        layer.weight.read_row(row, values);
+    }
+    let mut x = vec![0.0; k];
+    let expected = work.batch.tokens.iter().flat_map(|token| {
+        table.read_row(*token as usize, &mut x);
+        let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let inverse = 1.0 / (squares / k as f64 + f64::from(eps)).sqrt();
+        let rows = weights.chunks_exact(k).zip(&bias);
+        let sums = rows.map(|(row, bias)| {
+            let values = row.iter().zip(&x).zip(&scale);
+            let sum: f64 = values.map(|((w, x), s)| f64::from(*w) * f64::from(x * s)).sum();
+            sum * inverse + f64::from(*bias)
+        });
+        sums.collect::<Vec<_>>()
+    });
+    let error = error(&actual, expected);
+    assert!(error <= tolerance, "{rows} rows, {n} outputs: {error}");
+}
+
+#[test]
+fn products_of_few_rows_do_the_norm_before_them() {
+    let mut random = Random::new(12);
+    // Outputs for blocks of both widths.
+    for (n, k) in [(8, 96), (40, 1184), (140, 64)] {
+        let weight = dense(&mut random, n, k, 0.125);
+        for (rows, tolerance) in [(1, 1e-6), (7, 1e-6), (16, 1e-6), (17, 5e-3), (70, 5e-3)] {
+            check_normed(weight.clone(), rows, tolerance);
+        }
+    }
+    for encoding in SMALL.into_iter().chain(LARGE) {
+        let weight = quantised(&mut random, encoding, 40, 512);
+        for (rows, tolerance) in [(5, 4e-4), (20, 5e-3)] {
+            check_normed(weight.clone(), rows, tolerance);
+        }
+    }
 }
 
 #[test]
