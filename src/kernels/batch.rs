@@ -57,3 +57,18 @@ pub struct KvMap {
     /// `groups × layers`.
     pub offsets: Vec<usize>,
 }
+
+impl KvMap {
+    /// Where a block, (group, slot), of `block_bytes` starts in a layer; none if the map has no
+    /// such group.
+    #[inline(always)]
+    pub fn start(
+        &self,
+        layer: usize,
+        (group, slot): (u32, u32),
+        block_bytes: usize,
+    ) -> Option<usize> {
+        let page = self.offsets.get(group as usize * self.layers + layer)?;
+        Some(page + slot as usize * block_bytes)
+    }
+}

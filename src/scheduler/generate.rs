@@ -306,7 +306,7 @@ impl GenerateLane {
         match input {
             Input::Seat(_) => step.tokens.push(0),
             Input::Known | Input::Pair { .. } => {
-                step.tokens.extend((start..start + rows).map(|at| sequence.token(at)))
+                step.tokens.extend(sequence.tokens(start..start + rows))
             }
         }
         if output != Output::None && !sequence.task.detail.is_empty() {

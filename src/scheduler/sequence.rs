@@ -1,6 +1,7 @@
 //! One generation: what is known of its text, how far its KV reaches, and what is in flight.
 //! Knows no lane policy and no pool.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::blocks::{BlockTokens, Prefix};
@@ -134,18 +135,22 @@ impl Sequence {
         prompt.get(position).copied().unwrap_or_else(|| self.generated[position - prompt.len()])
     }
 
+    /// The tokens at known positions.
+    pub(super) fn tokens(&self, positions: Range<u32>) -> impl Iterator<Item = TokenId> {
+        positions.map(|at| self.token(at))
+    }
+
     /// Known tokens of the block after those that are registered; the last of the text is not
     /// among them.
     pub(super) fn next_tokens(&self) -> Vec<TokenId> {
         let start = self.registered * BLOCK_TOKENS as u32;
-        (start..(self.known() - 1).min(start + BLOCK_TOKENS as u32 - 1))
-            .map(|at| self.token(at))
-            .collect()
+        let end = (self.known() - 1).min(start + BLOCK_TOKENS as u32 - 1);
+        self.tokens(start..end).collect()
     }
 
     /// Computed tokens of the block after those that are registered.
     pub(super) fn last_tokens(&self) -> Vec<TokenId> {
-        (self.registered * BLOCK_TOKENS as u32..self.computed).map(|at| self.token(at)).collect()
+        self.tokens(self.registered * BLOCK_TOKENS as u32..self.computed).collect()
     }
 
     /// The tokens of its `index`-th block, all known.

@@ -422,11 +422,8 @@ fn copy_blocks(
     let bytes = shape.block_bytes();
     for copy in &batch.copies {
         for layer in 0..shape.layers {
-            let place = |(group, slot): (u32, u32)| {
-                let page = map.offsets.get(group as usize * map.layers + layer)?;
-                let start = page + slot as usize * bytes;
-                (start + bytes <= kv.len()).then_some(start)
-            };
+            let place =
+                |block| map.start(layer, block, bytes).filter(|start| start + bytes <= kv.len());
             let [Some(from), Some(to)] = copy.map(place) else {
                 return Err(format!("no blocks {copy:?} to copy"));
             };

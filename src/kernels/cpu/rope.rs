@@ -46,10 +46,10 @@ impl<'a> KvBlocks<'a> {
     #[inline(always)]
     pub(super) fn at(&self, span: &BatchSpan, position: usize, head: usize) -> HeadBlock {
         let table = &self.batch.blocks[span.blocks.start as usize..span.blocks.end as usize];
-        let (group, slot) = table[position / BLOCK_TOKENS];
-        let page = self.map.offsets[group as usize * self.map.layers + self.layer];
         let bytes = self.shape.block_bytes();
-        let block = self.memory.at::<u16>(page + slot as usize * bytes, bytes / 2);
+        let start = self.map.start(self.layer, table[position / BLOCK_TOKENS], bytes);
+        let start = start.expect("a block's group is in the map");
+        let block = self.memory.at::<u16>(start, bytes / 2);
         let head_values = self.shape.head_dim * BLOCK_TOKENS;
         assert!(head < self.shape.heads);
         // SAFETY: keys of all heads, then values of all heads, are the block that `at` checked.

@@ -82,7 +82,7 @@ pub(super) fn check(work: &Work, lowered: &Lowered, room: &Room) -> Result<(), S
 impl Room {
     /// Whether a block, (group, slot), has a place in every layer.
     fn has(&self, (group, slot): (u32, u32)) -> bool {
-        let end = u64::from(group + 1) * u64::from(self.layers);
+        let end = (u64::from(group) + 1) * u64::from(self.layers);
         end <= u64::from(self.places) && slot < self.slots
     }
 }

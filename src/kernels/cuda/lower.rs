@@ -249,16 +249,13 @@ impl Lowering<'_> {
             {
                 self.normed = self.rows_to_norm(norm)?;
             }
-            if let Some(gating) = gating_of(op, ops.peek().copied()) {
-                self.gated_linear(op, gating)?;
-                ops.next();
-                continue;
-            }
+            let gating = gating_of(op, ops.peek().copied());
+            ops.next_if(|_| gating.is_some());
             match op {
                 Op::Embed(op) => self.embed(op)?,
                 Op::Norm(op) => self.norm(op)?,
-                Op::Linear(op) => self.linear(op)?,
-                Op::HalfLinear(op) => self.half_linear(op)?,
+                Op::Linear(op) => self.linear(op, gating)?,
+                Op::HalfLinear(op) => self.half_linear(op, gating)?,
                 Op::Convert(op) => self.convert(op)?,
                 Op::HeadNorm(op) => self.head_norm(op)?,
                 Op::Rope(op) => self.rope(op)?,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LowerError, Lowering, Normed, gathered, names, unsupported};
+use super::{LowerError, Lowering, Normed, gathered, names};
 use crate::kernels::cuda::arguments as args;
 use crate::kernels::cuda::launches::{Call, ProductShape};
 use crate::kernels::cuda::matrices::MatrixFormat;
@@ -13,26 +13,26 @@ use crate::kernels::ops::{
 use crate::kernels::packed::Packed;
 
 impl Lowering<'_> {
-    pub(super) fn linear(&mut self, op: &Linear) -> Result<(), LowerError> {
+    /// A product, and the gating that ends it.
+    pub(super) fn linear(
+        &mut self,
+        op: &Linear,
+        gating: Option<&GatedSilu>,
+    ) -> Result<(), LowerError> {
         let Linear { rows, input, weight, bias, epilogue, output } = op;
-        let finish = Finish::Plain(*epilogue, (*output).into());
-        self.product(*rows, *input, (weight, bias.as_ref()), finish)
+        let output = (*epilogue, (*output).into());
+        self.product(*rows, *input, (weight, bias.as_ref()), output, gating)
     }
 
-    pub(super) fn half_linear(&mut self, op: &HalfLinear) -> Result<(), LowerError> {
+    /// As [`Self::linear`].
+    pub(super) fn half_linear(
+        &mut self,
+        op: &HalfLinear,
+        gating: Option<&GatedSilu>,
+    ) -> Result<(), LowerError> {
         let HalfLinear { rows, input, weight, bias, epilogue, output } = op;
-        let finish = Finish::Plain(*epilogue, *output);
-        self.product(*rows, Activation::Half(*input), (weight, bias.as_ref()), finish)
-    }
-
-    /// A product whose outputs are gates and what they let through, and the gating, as one kernel.
-    pub(super) fn gated_linear(&mut self, op: &Op, gating: &GatedSilu) -> Result<(), LowerError> {
-        let (rows, input, weight) = match op {
-            Op::Linear(op) => (op.rows, op.input, &op.weight),
-            Op::HalfLinear(op) => (op.rows, Activation::Half(op.input), &op.weight),
-            _ => return Err(unsupported("gating that follows no product")),
-        };
-        self.product(rows, input, (weight, None), Finish::Gated(gating.output))
+        let (input, output) = (Activation::Half(*input), (*epilogue, *output));
+        self.product(*rows, input, (weight, bias.as_ref()), output, gating)
     }
 
     pub(super) fn convert(&mut self, op: &Convert) -> Result<(), LowerError> {
@@ -50,13 +50,12 @@ impl Lowering<'_> {
         rows: Rows,
         input: Activation,
         (weight, bias): (&Arc<Packed>, Option<&Vector>),
-        finish: Finish,
+        (epilogue, output): (Epilogue, Activation),
+        gating: Option<&GatedSilu>,
     ) -> Result<(), LowerError> {
         let input = self.multiplied(&input, rows)?;
-        let (epilogue, output, gated_outputs) = match finish {
-            Finish::Plain(epilogue, output) => (epilogue, output, 0),
-            Finish::Gated(output) => (Epilogue::Store, output, weight.n as u32 / 2),
-        };
+        let output = gating.map_or(output, |gating| gating.output);
+        let gated_outputs = gating.map_or(0, |_| weight.n as u32 / 2);
         let view = self.places.of_activation(&output).view;
         let normed = self.normed.take();
         let arguments = args::Linear {
@@ -127,13 +126,6 @@ pub(super) fn is_for_product(program: &Program, norm: &Norm, next: Option<&Op>) 
         && norm.input.width.is_multiple_of(32)
         && readers == products.count()
         && !answers.contains(&output)
-}
-
-/// What becomes of a product's sums.
-#[derive(Debug, Clone, Copy)]
-enum Finish {
-    Plain(Epilogue, Activation),
-    Gated(Activation),
 }
 
 /// The gating that `next` is, if kernels can do it at the end of the product `op`.
