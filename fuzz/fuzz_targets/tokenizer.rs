@@ -5,9 +5,8 @@ use libfuzzer_sys::fuzz_target;
 use sconce::text::ModelText;
 use sconce::text::huggingface::HfFiles;
 
-// The library panics on some files, which is caught where they are read; what is not caught ends
-// the run without a hook too.
-fuzz_target!(init: std::panic::set_hook(Box::new(|_| {})), |data: &[u8]| {
+// The library panics on some files, which is caught where they are read: nothing to tell of.
+fuzz_target!(init: sconce_fuzz::tell_own_panics(), |data: &[u8]| {
     let mut parts = data.split(|byte| *byte == 0);
     let tokenizer = parts.next().unwrap_or_default().to_vec();
     let mut json = || parts.next().and_then(|part| serde_json::from_slice(part).ok());

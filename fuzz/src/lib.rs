@@ -5,6 +5,16 @@ pub mod requests;
 
 use sconce::text::Tokenizer;
 
+/// Prints panics, but not those of libraries, which are caught. One that is not caught ends the run
+/// whether it was printed or not.
+pub fn tell_own_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        if panic.location().is_none_or(|place| !place.file().contains("registry")) {
+            eprintln!("{panic}");
+        }
+    }));
+}
+
 /// Does with a tokenizer what requests do.
 pub fn use_tokenizer(tokenizer: &Tokenizer) {
     for text in ["", "a small lamp", "\u{e9}\u{1f600} <|im_end|></s>\n\n  x", "\u{2581}\0"] {

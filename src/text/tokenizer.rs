@@ -5,7 +5,7 @@ use std::fmt;
 use std::panic::catch_unwind;
 use std::sync::Arc;
 
-use tokenizers::{Model as _, ModelWrapper};
+use tokenizers::{Encoding, Model as _, ModelWrapper};
 
 use super::bpe::{Alphabet, Bpe};
 use super::control::Controls;
@@ -53,6 +53,11 @@ impl Tokenizer {
                 "tokenizer.json has {} tokens, with ids up to {}",
                 vocabulary.len(),
                 size - 1
+            )));
+        }
+        if let Some(id) = wrapping(&hf).map_err(invalid)?.find(|&id| id as usize >= size) {
+            return Err(TextError(format!(
+                "tokenizer.json puts token {id} around texts, which is none of its {size}"
             )));
         }
         let spelling = Spelling::of(&hf);
@@ -184,6 +189,16 @@ impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer").field("tokens", &self.vocab_size()).finish_non_exhaustive()
     }
+}
+
+/// The ids that `hf` puts around one text and around two, which it does not look up.
+fn wrapping(
+    hf: &tokenizers::Tokenizer,
+) -> tokenizers::Result<impl Iterator<Item = TokenId> + use<>> {
+    let wrap = |second| hf.post_process(Encoding::default(), second, true);
+    let (one, two) = (wrap(None)?, wrap(Some(Encoding::default()))?);
+    let ids = [one, two].map(|wrapped| wrapped.get_ids().to_vec());
+    Ok(ids.into_iter().flatten())
 }
 
 /// What the model says for text that it has no token for: not a control token.

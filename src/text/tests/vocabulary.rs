@@ -284,4 +284,15 @@ fn hf_files_that_contradict_themselves_are_refused() {
     let sparse = r#"{"model":{"type":"WordLevel","vocab":{"a":4000000000},"unk_token":"a"}}"#;
     let error = Tokenizer::from_hf_json(sparse.as_bytes()).unwrap_err().to_string();
     assert!(error.contains("4000000000"), "{error}");
+    let suffix = WORD_PIECE.replace("PRE", "BertPreTokenizer").replace("[3]", "[9]");
+    let error = Tokenizer::from_hf_json(suffix.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("token 9") && error.contains("its 9"), "{error}");
+    let second = r#""pair":[{"SpecialToken":{"id":"[SEP]","type_id":0}},"#;
+    let pair = suffix.replace("\"pair\":[", second).replacen(
+        r#"{"SpecialToken":{"id":"[SEP]","type_id":0}}],"#,
+        r#"{"SpecialToken":{"id":"[CLS]","type_id":0}}],"#,
+        1,
+    );
+    let error = Tokenizer::from_hf_json(pair.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("token 9"), "{error}");
 }
