@@ -59,6 +59,7 @@ pub enum Dtype {
     /// Half the memory; vectors keep a cosine of 0.9999 to those of f32.
     Bf16,
     /// A quarter of the memory: 8-bit integers in groups of 32 with a scale each; activations too.
+    /// Vectors keep a cosine of 0.995 to those of f32.
     Int8,
 }
 

@@ -255,7 +255,7 @@ fn dense(
     };
     let parts: Vec<Part> =
         named("weight").into_iter().map(|name| Part::plain(name, rows)).collect();
-    let weight = weights.matrix(&parts, columns)?;
+    let weight = weights.coarse_matrix(&parts, columns)?;
     let bias = Some(weights.vector(&named("bias"), rows * names.len())?);
     Ok(Dense { weight, bias })
 }

@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use crate::arch::{self, Description, Outline};
 use crate::kernels::builder::Capacity;
+use crate::kernels::cpu::isa::SetKind;
 use crate::kernels::ops::Program;
 use crate::model::{Dtype, EncoderCard};
 use crate::store::ModelFiles;
@@ -74,9 +75,10 @@ pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
 }
 
 impl OpenedModel {
-    /// Chooses how float weights are kept; [`Dtype::Auto`] unless said.
-    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
-        self.opened.weights = self.opened.weights.with_dtype(dtype);
+    /// Chooses how float weights are kept, for a processor's instructions or for a GPU;
+    /// [`Dtype::Auto`] for this processor unless said.
+    pub fn with_dtype(mut self, dtype: Dtype, set: Option<SetKind>) -> Self {
+        self.opened.weights = self.opened.weights.with_dtype(dtype, set);
         self
     }
 

@@ -259,7 +259,7 @@ impl Startup {
         self.set_state(model, ModelState::Loading);
         let opened = residency::open(files)
             .map_err(|source| StartError::Load { model: name(), source })?
-            .with_dtype(dtype);
+            .with_dtype(dtype, (!on_gpu).then(SetKind::detect));
         // A classifier of one label scores whatever it was trained for.
         let scores = (opened.outline.task, model.task) == (ModelTask::Rerank, ModelTask::Classify);
         if opened.outline.task != model.task && !scores {

@@ -59,7 +59,7 @@ impl Builder {
         }
         let scratch = match form {
             Form::Full => Activation::Full(self.full(rows, weight.k)),
-            Form::Quant => self.quant(rows, weight.k),
+            Form::Quant { peak } => self.quant(rows, weight.k, peak),
             Form::Half => self.half(rows, weight.k),
         };
         self.scratch.push((rows, scratch));
@@ -71,13 +71,13 @@ impl Builder {
         Activation::Half(HalfBuf { offset, width })
     }
 
-    fn quant(&mut self, rows: Rows, width: usize) -> Activation {
+    fn quant(&mut self, rows: Rows, width: usize, peak: i8) -> Activation {
         let count = self.count(rows);
         let groups = count * (width / 32) * size_of::<f32>();
         let values = self.reserve(count * width);
         let scales = self.reserve(groups);
         let sums = self.reserve(groups);
-        Activation::Quant(QuantBuf { values, scales, sums, width })
+        Activation::Quant(QuantBuf { values, scales, sums, width, peak })
     }
 
     /// Appends an op. Where the input of a matrix is f32 and the matrix wants another form, it is
@@ -226,7 +226,7 @@ impl Builder {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Full,
-    Quant,
+    Quant { peak: i8 },
     Half,
 }
 
@@ -236,14 +236,15 @@ impl Form {
         match weight.format {
             PackedFormat::F32 => Form::Full,
             PackedFormat::Bf16 => Form::Half,
-            _ => Form::Quant,
+            PackedFormat::Q8Low => Form::Quant { peak: QuantBuf::LOW },
+            _ => Form::Quant { peak: i8::MAX },
         }
     }
 
     fn from(activation: &Activation) -> Self {
         match activation {
             Activation::Full(_) => Form::Full,
-            Activation::Quant(_) => Form::Quant,
+            Activation::Quant(buf) => Form::Quant { peak: buf.peak },
             Activation::Half(_) => Form::Half,
         }
     }

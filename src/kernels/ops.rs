@@ -27,7 +27,7 @@ impl Buf {
 }
 
 /// A buffer of rows quantised to 8 bits in groups of 32 along the row (`width % 32 == 0`).
-/// `scale = max|x| / 127`, `q = x × (1 / scale)`: the exact product, rounded once to the nearest
+/// `scale = max|x| / peak`, `q = x × (1 / scale)`: the exact product, rounded once to the nearest
 /// integer, ties to even. A scale below the smallest normal f32 counts as zero, and so do all q
 /// then. `sum = Σq`. Three parts, each `rows_max` long: q (i8, `width` a row), scales (f32,
 /// `width / 32` a row), sums (f32, `width / 32` a row). The order inside a part is private to
@@ -43,6 +43,14 @@ pub struct QuantBuf {
     pub sums: usize,
     /// Values a row.
     pub width: usize,
+    /// What the largest value of a group becomes: 127, or [`QuantBuf::LOW`].
+    pub peak: i8,
+}
+
+impl QuantBuf {
+    /// The peak with which the sum of two products of bytes fits 16 bits, at which some processors
+    /// cut it, if weights are as small: 2 × 90 × (90 + 90), for one factor has to be positive.
+    pub const LOW: i8 = 90;
 }
 
 /// A buffer of rows rounded to bf16: to the nearest, ties to even; what is smaller than 2^-50 in

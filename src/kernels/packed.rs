@@ -9,6 +9,7 @@
 //!   `8j + 4 + i` in its high half.
 //! - 8-bit: for each two groups a cache line with 16 f16 scales of each, and for each of the two
 //!   eight vectors of 64 bytes. Byte `4 × output + i` of vector `j` is input `4j + i`, plus 128.
+//! - 8-bit, low: the same, plus 90.
 //! - 8-bit with minimums: for each group 16 f16 scales, 16 f16 minimums, and values as above.
 //! - 4-bit and 8-bit in large blocks: see `large.rs`.
 //! - bf16: `[k / 2][16][2]` values.
@@ -27,6 +28,7 @@ use crate::device::arena::Region;
 
 use self::blocks::{LARGE, Large, Small};
 use self::large::LargeLayout;
+use super::ops::QuantBuf;
 
 /// bf16 values smaller than this in size are zero: [`HalfBuf`](super::ops::HalfBuf) says why.
 pub(super) const HALF_LEAST: f32 = 1.0 / (1u64 << 50) as f32;
@@ -60,6 +62,9 @@ pub enum PackedFormat {
     Q4,
     /// 8-bit values with an f16 scale for each group of 32 (GGUF Q8_0, Q5_0).
     Q8,
+    /// 8-bit values of at most [`QuantBuf::LOW`](super::ops::QuantBuf::LOW) with an f16 scale for
+    /// each group of 32 (floats, for processors that cut sums of byte products to 16 bits).
+    Q8Low,
     /// 8-bit values with an f16 scale and an f16 minimum for each group of 32 (GGUF Q5_1, and
     /// mixtures of all formats with groups of 32).
     Q8Minimum,
@@ -169,7 +174,7 @@ impl Packed {
     }
 
     /// As [`Packed::from_rows`], in a format of choice: floats can be rounded to bf16, or to 8
-    /// bits in groups of 32 (`scale = max|x| / 127` as f16).
+    /// bits in groups of 32 (`scale = max|x| / 127`, or `/ 90`, as f16).
     ///
     /// # Errors
     /// As [`Packed::from_rows`], and values that are quantised already.
@@ -287,12 +292,13 @@ impl Packed {
                     }
                 }
             }
-            PackedFormat::Q8 => {
+            PackedFormat::Q8 | PackedFormat::Q8Low => {
+                let offset = if self.format == PackedFormat::Q8 { 128 } else { 90 };
                 for (g, group) in out.chunks_exact_mut(GROUP).enumerate() {
                     let (scales, start) = q8_places(g);
                     let scale = half(scales + lane * 2);
                     for (i, value) in group.iter_mut().enumerate() {
-                        *value = blocks::signed_at(&panel[start..], lane, i) * scale;
+                        *value = blocks::signed_at(&panel[start..], offset, lane, i) * scale;
                     }
                 }
             }
@@ -308,7 +314,9 @@ impl PackedFormat {
         match self {
             PackedFormat::F32 => 1,
             PackedFormat::Bf16 => 2,
-            PackedFormat::Q4 | PackedFormat::Q8 | PackedFormat::Q8Minimum => GROUP,
+            PackedFormat::Q4 | PackedFormat::Q8 | PackedFormat::Q8Low | PackedFormat::Q8Minimum => {
+                GROUP
+            }
             PackedFormat::K4
             | PackedFormat::K4Halves
             | PackedFormat::K8
@@ -372,8 +380,10 @@ impl Encoding {
         match (self, format) {
             (_, PackedFormat::Bf16) => float::pack_bf16(self, row, panel, lane),
             (Encoding::F32 | Encoding::F16 | Encoding::Bf16, PackedFormat::Q8) => {
-                let row = float::quantise_row(self, row);
-                Encoding::Q8Zero.pack(format, row.as_flattened(), panel, lane);
+                pack_bytes(&float::quantise_row(self, row, 127), 128, panel, lane);
+            }
+            (Encoding::F32 | Encoding::F16 | Encoding::Bf16, PackedFormat::Q8Low) => {
+                pack_bytes(&float::quantise_row(self, row, QuantBuf::LOW), 90, panel, lane);
             }
             (Encoding::F32, _) => pack_f32(row.as_chunks().0, panel, lane, f32::from_le_bytes),
             (Encoding::F16, _) => {
@@ -397,14 +407,19 @@ impl Encoding {
                 pack_q4(row.as_chunks::<20>().0, panel, lane, |block| [block[2], block[3]]);
             }
             _ => {
-                for (g, block) in blocks.enumerate() {
-                    let (scales, start) = q8_places(g);
-                    let Small { scale, values, .. } = Small::read(self, block);
-                    panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(&scale);
-                    blocks::put_signed(&values, &mut panel[start..start + 512], lane);
-                }
+                let blocks: Vec<Small> = blocks.map(|block| Small::read(self, block)).collect();
+                pack_bytes(&blocks, 128, panel, lane);
             }
         }
+    }
+}
+
+/// Writes a row of 8-bit values, `offset` larger each.
+fn pack_bytes(row: &[Small], offset: u8, panel: &mut [u8], lane: usize) {
+    for (g, Small { scale, values, .. }) in row.iter().enumerate() {
+        let (scales, start) = q8_places(g);
+        panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(scale);
+        blocks::put_signed(values, offset, &mut panel[start..start + 512], lane);
     }
 }
 
@@ -455,7 +470,7 @@ pub fn round_half(x: f32) -> u16 {
 }
 
 /// Where an 8-bit group's scales and values start.
-fn q8_places(group: usize) -> (usize, usize) {
+pub(super) fn q8_places(group: usize) -> (usize, usize) {
     let pair = group / 2 * Q8_PAIR_BYTES;
     (pair + group % 2 * 32, pair + 64 + group % 2 * 512)
 }
@@ -466,7 +481,9 @@ fn panel_bytes(format: PackedFormat, k: usize) -> usize {
         PackedFormat::F32 => k * PANEL * 4,
         PackedFormat::Bf16 => k * PANEL * 2,
         PackedFormat::Q4 => groups * Q4_GROUP_BYTES,
-        PackedFormat::Q8 => groups / 2 * Q8_PAIR_BYTES + groups % 2 * Q8_LAST_BYTES,
+        PackedFormat::Q8 | PackedFormat::Q8Low => {
+            groups / 2 * Q8_PAIR_BYTES + groups % 2 * Q8_LAST_BYTES
+        }
         PackedFormat::Q8Minimum => groups * Q8_MINIMUM_GROUP_BYTES,
         large => k / LARGE * LargeLayout::of(large).map_or(0, LargeLayout::bytes),
     }

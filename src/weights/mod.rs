@@ -45,6 +45,8 @@ pub struct Weights {
     table: Table,
     /// What float matrices are packed as.
     floats: PackedFormat,
+    /// The same, where a little less exact will do.
+    coarse: PackedFormat,
 }
 
 /// Some outputs of a matrix: whole tensors are stacked in the given order.
@@ -99,18 +101,24 @@ impl Weights {
     }
 
     fn of(table: Table) -> Self {
-        Self { table, floats: PackedFormat::F32 }.with_dtype(Dtype::Auto)
+        let floats = PackedFormat::F32;
+        Self { table, floats, coarse: floats }.with_dtype(Dtype::Auto, Some(SetKind::detect()))
     }
 
-    /// Chooses what float matrices become when they are packed.
-    pub fn with_dtype(mut self, dtype: Dtype) -> Self {
+    /// Chooses what float matrices become when they are packed, for a processor's instructions or
+    /// for a GPU.
+    pub fn with_dtype(mut self, dtype: Dtype, set: Option<SetKind>) -> Self {
+        let bf16 = set.is_some_and(SetKind::has_bf16);
+        let cut = set.is_some_and(SetKind::cuts_byte_products);
         self.floats = match dtype {
-            Dtype::Auto if self.gguf().is_none() && SetKind::detect().has_bf16() => {
-                PackedFormat::Bf16
-            }
+            Dtype::Auto if self.gguf().is_none() && bf16 => PackedFormat::Bf16,
             Dtype::Auto | Dtype::F32 => PackedFormat::F32,
             Dtype::Bf16 => PackedFormat::Bf16,
             Dtype::Int8 => PackedFormat::Q8,
+        };
+        self.coarse = match self.floats {
+            PackedFormat::Q8 if cut => PackedFormat::Q8Low,
+            floats => floats,
         };
         self
     }
@@ -140,7 +148,7 @@ impl Weights {
             _ => {
                 let format = encoding(kind).map_or(PackedFormat::F32, Encoding::packed);
                 let floats = format == PackedFormat::F32;
-                let format = if floats { self.format(columns) } else { format };
+                let format = if floats { suited(self.floats, columns) } else { format };
                 format.bytes(rows, columns) as u64
             }
         };
@@ -153,6 +161,24 @@ impl Weights {
     /// # Errors
     /// A missing tensor, another shape, or data that cannot be read.
     pub fn matrix(&self, parts: &[Part], columns: usize) -> Result<Arc<Packed>, LoadError> {
+        self.matrix_as(self.floats, parts, columns)
+    }
+
+    /// As [`Weights::matrix`], for vectors that are compared by their angles: where the processor
+    /// multiplies small bytes faster, 8 bits have no value above 90.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn coarse_matrix(&self, parts: &[Part], columns: usize) -> Result<Arc<Packed>, LoadError> {
+        self.matrix_as(self.coarse, parts, columns)
+    }
+
+    fn matrix_as(
+        &self,
+        floats: PackedFormat,
+        parts: &[Part],
+        columns: usize,
+    ) -> Result<Arc<Packed>, LoadError> {
         let found = self.find_parts(parts, columns)?;
         let rows = found.iter().map(|tensor| tensor.rows).sum();
         let encodings: Option<Vec<Encoding>> =
@@ -168,7 +194,7 @@ impl Weights {
                 let row = |row: usize| (of[row], slices[row]);
                 match of.first() {
                     Some(&first) if first.packed() == PackedFormat::F32 => {
-                        Packed::from_mixed_rows_as(rows, columns, self.format(columns), row)
+                        Packed::from_mixed_rows_as(rows, columns, suited(floats, columns), row)
                     }
                     _ => Packed::from_mixed_rows(rows, columns, row),
                 }
@@ -178,14 +204,6 @@ impl Weights {
         packed.map(Arc::new).map_err(|error| {
             LoadError::Shape(format!("tensor '{}' cannot be packed: {error}", parts[0].tensor))
         })
-    }
-
-    /// What float rows of `columns` values become: f32 where the choice does not suit them.
-    fn format(&self, columns: usize) -> PackedFormat {
-        match columns.is_multiple_of(self.floats.block()) {
-            true => self.floats,
-            false => PackedFormat::F32,
-        }
     }
 
     /// A matrix as plain f32 rows.
@@ -264,6 +282,11 @@ impl Weights {
         }
         Ok(found)
     }
+}
+
+/// What float rows of `columns` values become: f32 where `format` does not suit them.
+fn suited(format: PackedFormat, columns: usize) -> PackedFormat {
+    if columns.is_multiple_of(format.block()) { format } else { PackedFormat::F32 }
 }
 
 /// Loads `count` parts of a model on all cores, in order.

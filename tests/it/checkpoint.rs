@@ -200,7 +200,7 @@ pub(crate) fn floats(list: &Json) -> Vec<f32> {
 
 /// The logits after each of `tokens`, in one step of one sequence.
 pub(crate) fn logits(files: &ModelFiles, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let opened = residency::open(files).unwrap().with_dtype(Dtype::F32);
+    let opened = residency::open(files).unwrap().with_dtype(Dtype::F32, Some(SetKind::detect()));
     let rows = tokens.len();
     let capacity = Capacity { rows, yields: rows, context: opened.outline.context };
     let program = opened.load(capacity).unwrap().program;

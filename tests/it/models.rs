@@ -19,6 +19,7 @@ use sconce::scheduler::{LaneConfig, LaneKind};
 use sconce::store::ModelFiles;
 use serde_json::Value;
 
+use crate::checkpoint::floats;
 use crate::fixtures::{golden_json, model_files};
 
 pub(crate) const GENERATOR: &str = "smollm2-135m-instruct";
@@ -49,7 +50,7 @@ impl Bench {
         set: SetKind,
         threads: usize,
     ) -> Self {
-        let opened = residency::open(files).unwrap().with_dtype(dtype);
+        let opened = residency::open(files).unwrap().with_dtype(dtype, Some(SetKind::detect()));
         let wish = Wish {
             weight: 1.0,
             context: Some(2048),
@@ -171,22 +172,19 @@ pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
 #[test]
 fn minilm_agrees_with_sentence_transformers() {
     let golden = golden_json("minilm_embeddings.json");
-    let mut bench = Bench::new(ENCODER, SetKind::detect(), 2);
     let cases = golden["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 50);
-    let mut worst = 1.0f64;
-    for case in cases {
-        bench.add(0, 0, &ids(&case["ids"]));
-        let vector = bench.run().vectors.remove(0);
-        let expected: Vec<f32> = case["embedding"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|v| v.as_f64().unwrap() as f32)
-            .collect();
-        worst = worst.min(cosine(&vector, &expected));
+    for (dtype, least) in [(Dtype::Auto, 0.9999), (Dtype::Bf16, 0.9999), (Dtype::Int8, 0.995)] {
+        let mut bench = Bench::with_dtype(&model_files(ENCODER), dtype, SetKind::detect(), 2);
+        let mut worst = 1.0f64;
+        for case in cases {
+            bench.add(0, 0, &ids(&case["ids"]));
+            let vector = bench.run().vectors.remove(0);
+            worst = worst.min(cosine(&vector, &floats(&case["embedding"])));
+        }
+        eprintln!("worst cosine as {dtype:?}: {worst:.6}");
+        assert!(worst >= least, "worst cosine {worst} as {dtype:?}");
     }
-    assert!(worst >= 0.9999, "worst cosine {worst}");
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The AVX2 set: 16 lanes are two registers.
 
 #![allow(unsafe_code)]
-#![expect(clippy::needless_range_loop, reason = "tiles are indexed by row and column")]
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use products::{add_products, add_signed_products, exact, high_halves, lines, low_halves};
+use products::{
+    add_products, add_signed_products, add_wide_products, exact, floats, high_halves, lines,
+    low_halves,
+};
 
 use super::isa::{Isa, LANES, Task};
 use crate::kernels::packed::{GROUP, HALF_LEAST};
@@ -258,9 +260,29 @@ impl Isa for Avx2 {
                 let signed = [_mm256_xor_si256(a, offset), _mm256_xor_si256(b, offset)];
                 add_signed_products(signed, rows, j, &mut dots);
             }
-            let mut exact = [[_mm256_setzero_ps(); 2]; R];
+            floats(dots)
+        }
+    }
+
+    #[inline(always)]
+    fn dot_low<const R: usize>(
+        self,
+        weights: &[u8; 512],
+        rows: &[[i8; GROUP]; R],
+        sums: &[f32; R],
+    ) -> [Pair; R] {
+        // SAFETY: see above; 8 vectors of 64 bytes, 8 quads a row.
+        unsafe {
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            for j in 0..8 {
+                // Two products are at most 2 × 180 × 90 and fit 16 bits.
+                add_wide_products(lines(weights.as_ptr().add(j * 64)), rows, j, &mut dots);
+            }
+            // Weights are 90 too large, so the sum is by 90 Σq; all three are integers below 2^24,
+            // so this is exact.
+            let mut exact = floats(dots);
             for r in 0..R {
-                exact[r] = [_mm256_cvtepi32_ps(dots[r][0]), _mm256_cvtepi32_ps(dots[r][1])];
+                exact[r] = self.fma(self.splat(-90.0), self.splat(sums[r]), exact[r]);
             }
             exact
         }
@@ -308,35 +330,12 @@ impl Isa for Avx2 {
         // SAFETY: see above; 4 vectors of 64 bytes, 4 quads half a row.
         unsafe {
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
-            let ones = _mm256_set1_epi16(1);
             for j in 0..4 {
-                for side in 0..2 {
-                    let at = weights.as_ptr().add(j * 64 + side * 32);
-                    let bytes = _mm256_loadu_si256(at.cast());
-                    for r in 0..R {
-                        // Two products are at most 2 × 127 × 127 and fit 16 bits.
-                        let quad = quad(&rows[r], 4 * half + j);
-                        let products = _mm256_maddubs_epi16(bytes, quad);
-                        let sums = _mm256_madd_epi16(products, ones);
-                        dots[r][side] = _mm256_add_epi32(dots[r][side], sums);
-                    }
-                }
+                // Two products are at most 2 × 127 × 127 and fit 16 bits.
+                let weights = lines(weights.as_ptr().add(j * 64));
+                add_wide_products(weights, rows, 4 * half + j, &mut dots);
             }
-            let mut exact = [[_mm256_setzero_ps(); 2]; R];
-            for r in 0..R {
-                exact[r] = [_mm256_cvtepi32_ps(dots[r][0]), _mm256_cvtepi32_ps(dots[r][1])];
-            }
-            exact
+            floats(dots)
         }
     }
-}
-
-/// Four bytes of a row, in every lane.
-///
-/// # Safety
-/// The processor has AVX2, and `index` is below 8.
-#[inline(always)]
-unsafe fn quad(row: &[i8; GROUP], index: usize) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_set1_epi32(row.as_ptr().cast::<i32>().add(index).read_unaligned()) }
 }

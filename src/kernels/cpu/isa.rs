@@ -88,6 +88,23 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
         sums: &[f32; R],
     ) -> [Self::F; R];
 
+    /// As [`Isa::dot_q8`], of weights and rows with no value larger than
+    /// [`QuantBuf::LOW`](crate::kernels::ops::QuantBuf::LOW); weights are by that too large.
+    #[inline(always)]
+    fn dot_low<const R: usize>(
+        self,
+        weights: &[u8; 512],
+        rows: &[[i8; GROUP]; R],
+        sums: &[f32; R],
+    ) -> [Self::F; R] {
+        // 128 were subtracted instead of 90; integers below 2^24, so this is exact.
+        let mut dots = self.dot_q8(weights, rows, sums);
+        for (dot, sum) in dots.iter_mut().zip(sums) {
+            *dot = self.fma(self.splat(38.0), self.splat(*sum), *dot);
+        }
+        dots
+    }
+
     /// 16 signed bytes.
     fn bytes(self, from: &[u8; LANES]) -> Self::F;
 
@@ -209,6 +226,11 @@ impl SetKind {
     /// Whether bf16 products are faster than those of f32.
     pub fn has_bf16(self) -> bool {
         self == SetKind::Avx512Bf16
+    }
+
+    /// Whether the sum of two products of bytes is cut to 16 bits.
+    pub fn cuts_byte_products(self) -> bool {
+        self == SetKind::Avx2
     }
 
     /// In logs.

@@ -11,8 +11,8 @@ use super::large::{product_large, product_minimum};
 use super::math;
 use super::rows::vector;
 use super::views::{Floats, QuantTile, Quants, ROWS_TOGETHER};
-use crate::kernels::ops::{Activation, Epilogue, Linear};
-use crate::kernels::packed::{PANEL, PackedFormat, Q4_GROUP_BYTES, Q8_LAST_BYTES, Q8_PAIR_BYTES};
+use crate::kernels::ops::{Activation, Epilogue, Linear, QuantBuf};
+use crate::kernels::packed::{PANEL, PackedFormat, Q4_GROUP_BYTES, q8_places};
 
 /// Rows that go through a panel before the next: their activations stay in the first-level cache.
 const ROWS_MAX: usize = 64;
@@ -49,6 +49,9 @@ impl<'a> LinearTask<'a> {
         assert_ne!(op.weight.format, PackedFormat::Bf16, "such weights are for HalfLinear");
         let quantised = op.weight.format != PackedFormat::F32;
         assert_eq!(quantised, matches!(input, Input::Quant(_)), "8-bit rows for such weights");
+        if let (PackedFormat::Q8Low, Activation::Quant(buf)) = (op.weight.format, &op.input) {
+            assert!(buf.peak <= QuantBuf::LOW, "low rows for low weights");
+        }
         assert_eq!(width, op.weight.k, "a row is as wide as the weight's inputs");
         assert!(op.bias.as_ref().is_none_or(|bias| bias.len() == op.weight.n));
         let output = Floats::new(around.workspace, &op.output, rows);
@@ -85,7 +88,8 @@ impl<'a> LinearTask<'a> {
     ) -> usize {
         let (rows, bytes) = (input.tile::<R>(first), self.op.weight.panel(panel));
         let sums = match self.op.weight.format {
-            PackedFormat::Q8 => product_q8(s, bytes, &rows, ahead),
+            PackedFormat::Q8 => product_bytes::<S, R, false>(s, bytes, &rows, ahead),
+            PackedFormat::Q8Low => product_bytes::<S, R, true>(s, bytes, &rows, ahead),
             PackedFormat::Q4 | PackedFormat::F32 => product_q4(s, bytes, &rows, ahead),
             PackedFormat::Q8Minimum => product_minimum(s, bytes, &rows, ahead),
             large => product_large(s, large, bytes, &rows, ahead),
@@ -301,50 +305,33 @@ fn product_q4<S: Isa, const R: usize>(
 
 /// As [`product_q4`] with 8-bit groups: `acc = fma(scale × isum, scale_x, acc)`.
 #[inline(always)]
-fn product_q8<S: Isa, const R: usize>(
+fn product_bytes<S: Isa, const R: usize, const LOW: bool>(
     s: S,
     panel: &[u8],
     rows: &QuantTile<R>,
     ahead: &mut Ahead<'_>,
 ) -> [S::F; R] {
-    let (pairs, last) = panel.as_chunks::<Q8_PAIR_BYTES>();
-    assert_eq!(2 * pairs.len() + last.len() / Q8_LAST_BYTES, rows.groups());
     let mut acc = [s.splat(0.0); R];
-    for (g, pair) in pairs.iter().enumerate() {
-        let (header, values) = pair.split_at(64);
-        for i in 0..2 {
-            ahead.ask::<S, R>(s);
-            let (scale, values) = (&header[i * 32..], &values[i * 512..]);
-            let weights = (&scale[..32], values[..512].try_into().expect("512 bytes"));
-            add_q8(s, weights, rows, 2 * g + i, &mut acc);
+    // Group by group: two at once would need more registers than there are.
+    for g in 0..rows.groups() {
+        ahead.ask::<S, R>(s);
+        let (scale, values) = q8_places(g);
+        let (scale, values) = (&panel[scale..scale + 32], &panel[values..values + 512]);
+        let values = values.try_into().expect("512 bytes");
+        // SAFETY: the group is one of the rows', which only earlier ops wrote; there are 16 scales.
+        unsafe {
+            let (bytes, scales, sums) = rows.group(g);
+            let dots = match LOW {
+                true => s.dot_low(values, bytes, sums),
+                false => s.dot_q8(values, bytes, sums),
+            };
+            let scale = s.read_half(scale.as_ptr().cast());
+            for r in 0..R {
+                acc[r] = s.fma(s.mul(scale, dots[r]), s.splat(scales[r]), acc[r]);
+            }
         }
-    }
-    if let Some((header, values)) = last.split_at_checked(64) {
-        let weights = (&header[..32], values.try_into().expect("512 bytes"));
-        add_q8(s, weights, rows, 2 * pairs.len(), &mut acc);
     }
     acc
-}
-
-/// Adds group `g`, whose weights are 16 f16 scales and 512 values.
-#[inline(always)]
-fn add_q8<S: Isa, const R: usize>(
-    s: S,
-    (scale, values): (&[u8], &[u8; 512]),
-    rows: &QuantTile<R>,
-    g: usize,
-    acc: &mut [S::F; R],
-) {
-    assert!(g < rows.groups() && scale.len() == 32);
-    // SAFETY: the group is there, as just checked; only earlier ops wrote the rows.
-    unsafe {
-        let (bytes, scales, sums) = rows.group(g);
-        let dots = s.dot_q8(values, bytes, sums);
-        let scale = s.read_half(scale.as_ptr().cast());
-        for r in 0..R {
-            acc[r] = s.fma(s.mul(scale, dots[r]), s.splat(scales[r]), acc[r]);
-        }
-    }
 }
 
 /// `R` rows by `P` panels of f32: one chain of fused multiply-adds for each output.

@@ -85,12 +85,12 @@ pub(super) struct Quantised {
     pub(super) sum: f32,
 }
 
-/// `scale = max|x| / 127`; each byte is `x × (1 / scale)`, the exact product rounded to the
+/// `scale = max|x| / peak`; each byte is `x × (1 / scale)`, the exact product rounded to the
 /// nearest integer, ties to even. A scale below the smallest normal number counts as zero, and so
 /// do all values then.
 #[inline(always)]
-pub(super) fn quantise<S: Isa>(s: S, x: [S::F; 2]) -> Quantised {
-    let scale = s.peak(s.max(s.abs(x[0]), s.abs(x[1]))) / 127.0;
+pub(super) fn quantise<S: Isa>(s: S, x: [S::F; 2], peak: i8) -> Quantised {
+    let scale = s.peak(s.max(s.abs(x[0]), s.abs(x[1]))) / f32::from(peak);
     if scale < f32::MIN_POSITIVE {
         return Quantised { bytes: [[0; LANES]; 2], scale: 0.0, sum: 0.0 };
     }

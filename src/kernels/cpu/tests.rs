@@ -73,7 +73,13 @@ impl Layout {
             scales: self.take(rows * width / GROUP * 4),
             sums: self.take(rows * width / GROUP * 4),
             width,
+            peak: i8::MAX,
         }
+    }
+
+    /// As [`Layout::quant`], with this peak.
+    pub(super) fn quant_to(&mut self, peak: i8, rows: usize, width: usize) -> QuantBuf {
+        QuantBuf { peak, ..self.quant(rows, width) }
     }
 }
 
@@ -112,7 +118,8 @@ impl Case {
         let rows = values.len() / buf.width;
         for (g, group) in values.chunks_exact(GROUP).enumerate() {
             let at = place(g / groups, g % groups, rows, groups);
-            let scale = group.iter().fold(0.0_f32, |peak, x| peak.max(x.abs())) / 127.0;
+            let scale =
+                group.iter().fold(0.0_f32, |peak, x| peak.max(x.abs())) / f32::from(buf.peak);
             let quants: Vec<i8> = group
                 .iter()
                 .map(|x| (f64::from(*x) * f64::from(1.0 / scale)).round_ties_even() as i8)

@@ -170,6 +170,7 @@ pub(super) struct Quants {
     sums: *mut f32,
     groups: usize,
     rows: usize,
+    peak: i8,
 }
 
 // SAFETY: under the discipline of this module.
@@ -187,6 +188,7 @@ impl Quants {
             sums: memory.at(buf.sums, rows * groups),
             groups,
             rows,
+            peak: buf.peak,
         }
     }
 
@@ -214,6 +216,7 @@ impl Quants {
                 sums: self.sums.add(start),
                 stride,
                 groups: self.groups,
+                peak: self.peak,
             }
         }
     }
@@ -230,6 +233,7 @@ pub(super) struct QuantTile<const R: usize> {
     sums: *mut f32,
     stride: usize,
     groups: usize,
+    peak: i8,
 }
 
 impl<const R: usize> QuantTile<R> {
@@ -259,7 +263,7 @@ impl QuantTile<1> {
     #[inline(always)]
     pub(super) fn store<S: Isa>(&self, s: S, group: usize, x: [S::F; 2]) {
         assert!(group < self.groups);
-        let q = math::quantise(s, x);
+        let q = math::quantise(s, x, self.peak);
         let at = group * self.stride;
         // SAFETY: inside the three buffers; the row is this unit's.
         unsafe {

@@ -75,7 +75,7 @@ impl MatrixFormat {
             PackedFormat::F32 | PackedFormat::Bf16 => MatrixFormat::Bf16,
             PackedFormat::Q4 | PackedFormat::K4 => MatrixFormat::Q4,
             PackedFormat::K4Halves => MatrixFormat::Q4Halves,
-            PackedFormat::Q8 => MatrixFormat::Q8,
+            PackedFormat::Q8 | PackedFormat::Q8Low => MatrixFormat::Q8,
             PackedFormat::Q8Minimum | PackedFormat::K8 => MatrixFormat::Q8Minimum,
             PackedFormat::K8Halves => MatrixFormat::Q8Halves,
         }

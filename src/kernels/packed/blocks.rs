@@ -57,7 +57,7 @@ impl Small {
     pub(super) fn pack(&self, to: &mut [u8], lane: usize) {
         to[lane * 2..lane * 2 + 2].copy_from_slice(&self.scale);
         to[32 + lane * 2..34 + lane * 2].copy_from_slice(&self.minimum);
-        put_signed(&self.values, &mut to[64..], lane);
+        put_signed(&self.values, 128, &mut to[64..], lane);
     }
 }
 
@@ -67,21 +67,21 @@ pub(super) fn read_minimum(panel: &[u8], lane: usize, out: &mut [f32]) {
     for (from, group) in groups.zip(out.chunks_exact_mut(GROUP)) {
         let [scale, minimum] = [0, 32].map(|at| half_at(from, at + lane * 2));
         for (i, value) in group.iter_mut().enumerate() {
-            *value = signed_at(&from[64..], lane, i).mul_add(scale, minimum);
+            *value = signed_at(&from[64..], 128, lane, i).mul_add(scale, minimum);
         }
     }
 }
 
-/// Writes a group of signed values, 128 larger each.
-pub(super) fn put_signed(values: &[i8; GROUP], to: &mut [u8], lane: usize) {
+/// Writes a group of signed values, `offset` larger each.
+pub(super) fn put_signed(values: &[i8; GROUP], offset: u8, to: &mut [u8], lane: usize) {
     for (i, value) in values.iter().enumerate() {
-        to[i / 4 * 64 + lane * 4 + i % 4] = *value as u8 ^ 0x80;
+        to[i / 4 * 64 + lane * 4 + i % 4] = offset.wrapping_add_signed(*value);
     }
 }
 
 /// Value `i` of a group of signed values.
-pub(super) fn signed_at(group: &[u8], lane: usize, i: usize) -> f32 {
-    f32::from((group[i / 4 * 64 + lane * 4 + i % 4] ^ 0x80) as i8)
+pub(super) fn signed_at(group: &[u8], offset: u8, lane: usize, i: usize) -> f32 {
+    f32::from(group[i / 4 * 64 + lane * 4 + i % 4].wrapping_sub(offset) as i8)
 }
 
 impl Large {

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::blocks::Small;
 use super::{Encoding, GROUP, HALF_LEAST, PANEL, Packed, PackedFormat, round_half};
 
 impl Packed {
@@ -63,20 +64,18 @@ pub(super) fn read_bf16(panel: &[u8], lane: usize, out: &mut [f32]) {
     }
 }
 
-/// A row as GGUF's 8-bit blocks: an f16 scale of the largest value by 127, then 32 signed bytes.
-pub(super) fn quantise_row(encoding: Encoding, row: &[u8]) -> Vec<[u8; 34]> {
+/// A row in groups of 32 signed values, the largest of each `largest`, with an f16 scale.
+pub(super) fn quantise_row(encoding: Encoding, row: &[u8], largest: i8) -> Vec<Small> {
+    let largest = f32::from(largest);
     let values: Vec<f32> = values(encoding, row).collect();
     let block = |group: &[f32]| {
         let peak = group.iter().fold(0.0f32, |peak, x| peak.max(x.abs()));
-        let scale = f16::from_f32(peak / 127.0);
+        let scale = f16::from_f32(peak / largest);
         let inverse = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
-        let mut bytes = [0; 34];
-        bytes[..2].copy_from_slice(&scale.to_le_bytes());
-        for (byte, x) in bytes[2..].iter_mut().zip(group) {
-            // The rounded scale may be a little small: no value leaves the range for it.
-            *byte = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
-        }
-        bytes
+        // The rounded scale may be a little small: no value leaves the range for it.
+        let value = |x: f32| (x * inverse).round_ties_even().clamp(-largest, largest) as i8;
+        let values = std::array::from_fn(|i| value(group[i]));
+        Small { scale: scale.to_le_bytes(), minimum: [0; 2], values }
     };
     values.chunks_exact(GROUP).map(block).collect()
 }

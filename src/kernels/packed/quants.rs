@@ -34,14 +34,15 @@ impl Packed {
                 }
                 [[half(start).to_f32(), half(start + 32).to_f32()]; 2]
             }
-            PackedFormat::Q8 => {
+            PackedFormat::Q8 | PackedFormat::Q8Low => {
                 let (scales, start) = q8_places(group);
-                signed(&panel[start..], lane, out);
+                let offset = if self.format == PackedFormat::Q8 { 128 } else { 90 };
+                signed(&panel[start..], offset, lane, out);
                 [[half(scales).to_f32(), 0.0]; 2]
             }
             PackedFormat::Q8Minimum => {
                 let start = group * Q8_MINIMUM_GROUP_BYTES;
-                signed(&panel[start + 64..], lane, out);
+                signed(&panel[start + 64..], 128, lane, out);
                 [[half(start).to_f32(), half(start + 32).to_f32()]; 2]
             }
             format => {
@@ -53,9 +54,9 @@ impl Packed {
     }
 }
 
-/// Values that are stored 128 too large.
-fn signed(from: &[u8], lane: usize, out: &mut [i16; GROUP]) {
+/// Values that are stored `offset` too large.
+fn signed(from: &[u8], offset: i16, lane: usize, out: &mut [i16; GROUP]) {
     for (i, value) in out.iter_mut().enumerate() {
-        *value = i16::from(from[i / 4 * 64 + lane * 4 + i % 4]) - 128;
+        *value = i16::from(from[i / 4 * 64 + lane * 4 + i % 4]) - offset;
     }
 }

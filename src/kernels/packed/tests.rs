@@ -182,14 +182,18 @@ fn floats_are_rounded_on_request() {
         let bytes = &bytes;
         move |row: usize| &bytes[row * k * 4..(row + 1) * k * 4]
     };
-    for (format, error) in [(PackedFormat::Bf16, 1.0 / 256.0), (PackedFormat::Q8, 1.0 / 250.0)] {
+    for (format, error) in [
+        (PackedFormat::Bf16, 1.0 / 256.0),
+        (PackedFormat::Q8, 1.0 / 250.0),
+        (PackedFormat::Q8Low, 1.0 / 178.0),
+    ] {
         let packed = Packed::from_rows_as(20, 64, (Encoding::F32, format), rows(64)).unwrap();
         let mut row = vec![0.0; 64];
         for n in 0..20 {
             packed.read_row(n, &mut row);
             for (got, value) in row.iter().zip(&values[n * 64..]) {
                 // Eight bits err by half a step of the group's largest value.
-                let size = if format == PackedFormat::Q8 { 0.07 } else { value.abs() };
+                let size = if format == PackedFormat::Bf16 { value.abs() } else { 0.07 };
                 assert!((got - value).abs() <= size * error, "{got} for {value}");
             }
         }

@@ -75,7 +75,7 @@ fn load(case: &Json, scale: fn(&str, &[usize]) -> (f32, f32), capacity: Capacity
         (name.to_owned(), path)
     });
     let opened = residency::open(&ModelFiles { files: files.into() }).unwrap();
-    opened.with_dtype(dtype(Dtype::Auto).unwrap()).load(capacity).unwrap()
+    opened.with_dtype(dtype(Dtype::Auto).unwrap(), None).load(capacity).unwrap()
 }
 
 /// A runner with this model in its one lane.

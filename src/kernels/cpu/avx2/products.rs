@@ -37,6 +37,13 @@ pub(super) fn high_halves([a, b]: [__m256i; 2]) -> [__m256i; 2] {
     low_halves([_mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)])
 }
 
+/// Sums as f32, which they all fit.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn floats<const R: usize>(sums: [[__m256i; 2]; R]) -> [Pair; R] {
+    sums.map(|[low, high]| [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)])
+}
+
 /// Sums of two neighbours each, as f32.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -208,6 +215,92 @@ pub(super) unsafe fn add_signed_products<const R: usize>(
                 high = in(ymm_reg) high,
                 low_size = in(ymm_reg) low_size,
                 high_size = in(ymm_reg) high_size,
+                ones = in(ymm_reg) ones,
+                a = inout(ymm_reg) *a,
+                b = inout(ymm_reg) *b,
+                quad = out(ymm_reg) _,
+                products = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// One row's part of [`add_wide_products`].
+macro_rules! wide_products {
+    ($at:literal, $low:literal, $high:literal) => {
+        concat!(
+            "vpbroadcastd {quad}, dword ptr [{from} + ",
+            $at,
+            "]\n",
+            "vpmaddubsw {products}, {low}, {quad}\n",
+            "vpmaddubsw {quad}, {high}, {quad}\n",
+            "vpmaddwd {products}, {products}, {ones}\n",
+            "vpmaddwd {quad}, {quad}, {ones}\n",
+            "vpaddd {",
+            $low,
+            "}, {",
+            $low,
+            "}, {products}\n",
+            "vpaddd {",
+            $high,
+            "}, {",
+            $high,
+            "}, {quad}\n",
+        )
+    };
+}
+
+/// Adds the products of unsigned bytes with quad `quad` of each row, in fours. Two of them fit 16
+/// bits, or are cut off.
+///
+/// # Safety
+/// As [`add_products`].
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn add_wide_products<const R: usize>(
+    [low, high]: [__m256i; 2],
+    rows: &[[i8; GROUP]; R],
+    quad: usize,
+    dots: &mut [[__m256i; 2]; R],
+) {
+    debug_assert!(quad < GROUP / 4);
+    let ones = _mm256_set1_epi16(1);
+    let (fours, last) = dots.as_chunks_mut::<4>();
+    for (i, [[a0, b0], [a1, b1], [a2, b2], [a3, b3]]) in fours.iter_mut().enumerate() {
+        // SAFETY: reads four bytes of each of four rows, and changes registers only.
+        unsafe {
+            asm!(
+                wide_products!(0, "a0", "b0"),
+                wide_products!(32, "a1", "b1"),
+                wide_products!(64, "a2", "b2"),
+                wide_products!(96, "a3", "b3"),
+                from = in(reg) rows.as_ptr().add(4 * i).cast::<i8>().add(4 * quad),
+                low = in(ymm_reg) low,
+                high = in(ymm_reg) high,
+                ones = in(ymm_reg) ones,
+                a0 = inout(ymm_reg) *a0,
+                b0 = inout(ymm_reg) *b0,
+                a1 = inout(ymm_reg) *a1,
+                b1 = inout(ymm_reg) *b1,
+                a2 = inout(ymm_reg) *a2,
+                b2 = inout(ymm_reg) *b2,
+                a3 = inout(ymm_reg) *a3,
+                b3 = inout(ymm_reg) *b3,
+                quad = out(ymm_reg) _,
+                products = out(ymm_reg) _,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+    }
+    for ([a, b], row) in last.iter_mut().zip(&rows[R / 4 * 4..]) {
+        // SAFETY: as above, of one row.
+        unsafe {
+            asm!(
+                wide_products!(0, "a", "b"),
+                from = in(reg) row.as_ptr().add(4 * quad),
+                low = in(ymm_reg) low,
+                high = in(ymm_reg) high,
                 ones = in(ymm_reg) ones,
                 a = inout(ymm_reg) *a,
                 b = inout(ymm_reg) *b,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::kernels::ops::{Activation, Epilogue, Linear, Rows};
-use crate::kernels::packed::{Encoding, Packed};
+use crate::kernels::packed::{Encoding, Packed, PackedFormat};
 use half::f16;
 
 /// Random rows in `encoding`, with scales around 0.01.
@@ -70,6 +70,35 @@ fn quantised_products_are_exact_sums_in_every_set() {
             let op = linear(Activation::Quant(input), &packed, output);
             let mut case = Case::new(vec![Op::Linear(op)], &layout, spans(&[rows]));
             case.fill_quant(input, &random.floats(rows * k));
+            case.run_everywhere();
+            let expected = product(&case.dequantised(input, rows), &weights(&packed));
+            assert_close(&case.floats(output, rows), &expected, 2e-6);
+        }
+    }
+}
+
+#[test]
+fn low_products_are_exact_sums_in_every_set() {
+    let mut random = Random::new(4);
+    for (n, k, rows) in [(1, 32, 1), (40, 96, 7), (77, 160, 64), (33, 64, 130)] {
+        // Random ones, and all at an end of their range: the largest sums there are.
+        let cases = [
+            (random.floats(n * k), random.floats(rows * k)),
+            (vec![1.0; n * k], vec![90.0; rows * k]),
+            (vec![1.0; n * k], vec![-90.0; rows * k]),
+            (vec![-1.0; n * k], vec![90.0; rows * k]),
+        ];
+        for (values, x) in cases {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let row = |row: usize| &bytes[row * k * 4..(row + 1) * k * 4];
+            let format = (Encoding::F32, PackedFormat::Q8Low);
+            let packed = Arc::new(Packed::from_rows_as(n, k, format, row).unwrap());
+            let mut layout = Layout::default();
+            let input = layout.quant_to(QuantBuf::LOW, rows, k);
+            let output = layout.buf(rows, n);
+            let op = linear(Activation::Quant(input), &packed, output);
+            let mut case = Case::new(vec![Op::Linear(op)], &layout, spans(&[rows]));
+            case.fill_quant(input, &x);
             case.run_everywhere();
             let expected = product(&case.dequantised(input, rows), &weights(&packed));
             assert_close(&case.floats(output, rows), &expected, 2e-6);
@@ -165,7 +194,7 @@ fn a_row_has_the_same_bits_in_any_company() {
             let quant = layout.quant(rows, k);
             let (full, output) = (layout.buf(rows, k), layout.buf(rows, n));
             let input = match packed.format {
-                crate::kernels::packed::PackedFormat::F32 => Activation::Full(full),
+                PackedFormat::F32 => Activation::Full(full),
                 _ => Activation::Quant(quant),
             };
             let op = linear(input, &packed, output);

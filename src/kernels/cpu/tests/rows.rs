@@ -94,7 +94,13 @@ fn norms_of_any_width_into_floats_in_place_or_not() {
 }
 
 #[test]
-fn quantised_norms_round_to_a_254th_of_each_group() {
+fn quantised_norms_round_to_half_a_step_of_each_group() {
+    for peak in [i8::MAX, QuantBuf::LOW] {
+        quantised_norms_round(peak);
+    }
+}
+
+fn quantised_norms_round(steps: i8) {
     let mut random = Random::new(13);
     let (rows, width) = (9, 160);
     let mut x = random.floats(rows * width);
@@ -102,7 +108,7 @@ fn quantised_norms_round_to_a_254th_of_each_group() {
     x[..width].fill(0.0);
     let weight = vec![1.0; width];
     let mut layout = Layout::default();
-    let (input, output) = (layout.buf(rows, width), layout.quant(rows, width));
+    let (input, output) = (layout.buf(rows, width), layout.quant_to(steps, rows, width));
     let op = Norm {
         rows: Rows::All,
         input,
@@ -120,7 +126,8 @@ fn quantised_norms_round_to_a_254th_of_each_group() {
     for (g, (expected, got)) in groups.enumerate() {
         let peak = expected.iter().fold(0.0_f64, |peak, x| peak.max(x.abs()));
         for (e, a) in expected.iter().zip(got) {
-            assert!((e - a).abs() <= peak / 254.0 * 1.000_01, "group {g}: {a}, expected {e}");
+            let step = peak / f64::from(steps);
+            assert!((e - a).abs() <= step / 2.0 * 1.000_01, "group {g}: {a}, expected {e}");
         }
         let (bytes, scale, sum) = case.group(output, rows, (g / 5, g % 5));
         assert_eq!(sum, bytes.iter().map(|q| i32::from(*q)).sum::<i32>() as f32);
