@@ -183,12 +183,10 @@ fn packed_heads_share_keys_and_see_no_later_rows() {
             normed(packed(heads, kv_heads, head_dim, true)),
             packed(heads, kv_heads, head_dim, false),
         ] {
-            let mut pair = Pair::new(program);
-            for lengths in [&[1, 70, 9, 40][..], &[120]] {
-                let work = spans(lengths, VOCABULARY);
-                let (device, reference) = pair.both(&work, lengths.iter().sum());
-                assert_near(&device, &reference, 8e-3);
-            }
+            let lengths = [1, 70, 9, 40];
+            let work = spans(&lengths, VOCABULARY);
+            let (device, reference) = Pair::new(program).both(&work, lengths.iter().sum());
+            assert_near(&device, &reference, 8e-3);
         }
     }
 }

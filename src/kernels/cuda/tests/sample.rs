@@ -107,8 +107,8 @@ fn adjusted_tokens_and_log_probabilities_are_those_of_the_reference() {
         let mut random = Random::new(vocabulary as u64 + 1);
         let (mut pair, rows) = odd_rows(&mut random, vocabulary);
         let mut sampler = Sampler::new(SetKind::detect(), vocabulary);
-        for round in 0..20 {
-            if round == 10 {
+        for round in 0..12 {
+            if round == 6 {
                 // From now on details come in several parts.
                 pair.device.narrow_details(0, 12_000);
             }
