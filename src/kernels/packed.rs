@@ -44,10 +44,10 @@ pub(super) const Q4_GROUP_BYTES: usize = 64 + 256;
 
 /// Bytes of two 8-bit groups in a panel: scales, values. An odd last group is
 /// [`Q8_LAST_BYTES`] long.
-pub(super) const Q8_PAIR_BYTES: usize = 64 + 2 * 512;
+const Q8_PAIR_BYTES: usize = 64 + 2 * 512;
 
 /// Bytes of an 8-bit group that has no second one.
-pub(super) const Q8_LAST_BYTES: usize = 64 + 512;
+const Q8_LAST_BYTES: usize = 64 + 512;
 
 /// Bytes of an 8-bit group with minimums in a panel: scales, minimums, values.
 pub(super) const Q8_MINIMUM_GROUP_BYTES: usize = 64 + 512;
@@ -293,7 +293,7 @@ impl Packed {
                 }
             }
             PackedFormat::Q8 | PackedFormat::Q8Low => {
-                let offset = if self.format == PackedFormat::Q8 { 128 } else { 90 };
+                let offset = offset(self.format);
                 for (g, group) in out.chunks_exact_mut(GROUP).enumerate() {
                     let (scales, start) = q8_places(g);
                     let scale = half(scales + lane * 2);
@@ -379,11 +379,13 @@ impl Encoding {
         }
         match (self, format) {
             (_, PackedFormat::Bf16) => float::pack_bf16(self, row, panel, lane),
-            (Encoding::F32 | Encoding::F16 | Encoding::Bf16, PackedFormat::Q8) => {
-                pack_bytes(&float::quantise_row(self, row, 127), 128, panel, lane);
-            }
-            (Encoding::F32 | Encoding::F16 | Encoding::Bf16, PackedFormat::Q8Low) => {
-                pack_bytes(&float::quantise_row(self, row, QuantBuf::LOW), 90, panel, lane);
+            (
+                Encoding::F32 | Encoding::F16 | Encoding::Bf16,
+                PackedFormat::Q8 | PackedFormat::Q8Low,
+            ) => {
+                let low = format == PackedFormat::Q8Low;
+                let largest = if low { QuantBuf::LOW } else { i8::MAX };
+                blocks::pack_bytes(&float::quantise_row(self, row, largest), format, panel, lane);
             }
             (Encoding::F32, _) => pack_f32(row.as_chunks().0, panel, lane, f32::from_le_bytes),
             (Encoding::F16, _) => {
@@ -408,19 +410,15 @@ impl Encoding {
             }
             _ => {
                 let blocks: Vec<Small> = blocks.map(|block| Small::read(self, block)).collect();
-                pack_bytes(&blocks, 128, panel, lane);
+                blocks::pack_bytes(&blocks, format, panel, lane);
             }
         }
     }
 }
 
-/// Writes a row of 8-bit values, `offset` larger each.
-fn pack_bytes(row: &[Small], offset: u8, panel: &mut [u8], lane: usize) {
-    for (g, Small { scale, values, .. }) in row.iter().enumerate() {
-        let (scales, start) = q8_places(g);
-        panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(scale);
-        blocks::put_signed(values, offset, &mut panel[start..start + 512], lane);
-    }
+/// By how much signed values are stored too large.
+fn offset(format: PackedFormat) -> u8 {
+    if format == PackedFormat::Q8Low { QuantBuf::LOW as u8 } else { 128 }
 }
 
 fn pack_f32<const B: usize>(

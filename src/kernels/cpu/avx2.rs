@@ -11,6 +11,7 @@ use products::{
 };
 
 use super::isa::{Isa, LANES, Task};
+use crate::kernels::ops::QuantBuf;
 use crate::kernels::packed::{GROUP, HALF_LEAST};
 
 mod products;
@@ -280,9 +281,10 @@ impl Isa for Avx2 {
             }
             // Weights are 90 too large, so the sum is by 90 Σq; all three are integers below 2^24,
             // so this is exact.
+            let offset = self.splat(-f32::from(QuantBuf::LOW));
             let mut exact = floats(dots);
             for r in 0..R {
-                exact[r] = self.fma(self.splat(-90.0), self.splat(sums[r]), exact[r]);
+                exact[r] = self.fma(offset, self.splat(sums[r]), exact[r]);
             }
             exact
         }

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::scalar::Scalar;
 use crate::device::cpu::Features;
+use crate::kernels::ops::QuantBuf;
 use crate::kernels::packed::GROUP;
 
 /// Lanes of every vector.
@@ -88,8 +89,8 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
         sums: &[f32; R],
     ) -> [Self::F; R];
 
-    /// As [`Isa::dot_q8`], of weights and rows with no value larger than
-    /// [`QuantBuf::LOW`](crate::kernels::ops::QuantBuf::LOW); weights are by that too large.
+    /// As [`Isa::dot_q8`], of weights and rows with no value larger than [`QuantBuf::LOW`]; weights
+    /// are by that too large.
     #[inline(always)]
     fn dot_low<const R: usize>(
         self,
@@ -97,10 +98,11 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
         rows: &[[i8; GROUP]; R],
         sums: &[f32; R],
     ) -> [Self::F; R] {
-        // 128 were subtracted instead of 90; integers below 2^24, so this is exact.
+        // 128 were subtracted instead of that; integers below 2^24, so this is exact.
+        let missing = self.splat(128.0 - f32::from(QuantBuf::LOW));
         let mut dots = self.dot_q8(weights, rows, sums);
         for (dot, sum) in dots.iter_mut().zip(sums) {
-            *dot = self.fma(self.splat(38.0), self.splat(*sum), *dot);
+            *dot = self.fma(missing, self.splat(*sum), *dot);
         }
         dots
     }

@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use super::{Encoding, GROUP, Q8_MINIMUM_GROUP_BYTES};
+use super::{Encoding, GROUP, PackedFormat, Q8_MINIMUM_GROUP_BYTES, offset, q8_places};
 
 /// Values in a large block.
 pub(super) const LARGE: usize = 256;
@@ -72,8 +72,17 @@ pub(super) fn read_minimum(panel: &[u8], lane: usize, out: &mut [f32]) {
     }
 }
 
+/// Writes a row of 8-bit values into its place in a panel.
+pub(super) fn pack_bytes(row: &[Small], format: PackedFormat, panel: &mut [u8], lane: usize) {
+    for (g, Small { scale, values, .. }) in row.iter().enumerate() {
+        let (scales, start) = q8_places(g);
+        panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(scale);
+        put_signed(values, offset(format), &mut panel[start..start + 512], lane);
+    }
+}
+
 /// Writes a group of signed values, `offset` larger each.
-pub(super) fn put_signed(values: &[i8; GROUP], offset: u8, to: &mut [u8], lane: usize) {
+fn put_signed(values: &[i8; GROUP], offset: u8, to: &mut [u8], lane: usize) {
     for (i, value) in values.iter().enumerate() {
         to[i / 4 * 64 + lane * 4 + i % 4] = offset.wrapping_add_signed(*value);
     }

@@ -5,7 +5,7 @@ use half::f16;
 
 use super::large::LargeLayout;
 use super::{
-    GROUP, PANEL, Packed, PackedFormat, Q4_GROUP_BYTES, Q8_MINIMUM_GROUP_BYTES, q8_places,
+    GROUP, PANEL, Packed, PackedFormat, Q4_GROUP_BYTES, Q8_MINIMUM_GROUP_BYTES, offset, q8_places,
 };
 
 /// What 32 quantised values are multiplied with: for each half scale and minimum, so that a value
@@ -36,8 +36,7 @@ impl Packed {
             }
             PackedFormat::Q8 | PackedFormat::Q8Low => {
                 let (scales, start) = q8_places(group);
-                let offset = if self.format == PackedFormat::Q8 { 128 } else { 90 };
-                signed(&panel[start..], offset, lane, out);
+                signed(&panel[start..], offset(self.format), lane, out);
                 [[half(scales).to_f32(), 0.0]; 2]
             }
             PackedFormat::Q8Minimum => {
@@ -55,8 +54,8 @@ impl Packed {
 }
 
 /// Values that are stored `offset` too large.
-fn signed(from: &[u8], offset: i16, lane: usize, out: &mut [i16; GROUP]) {
+fn signed(from: &[u8], offset: u8, lane: usize, out: &mut [i16; GROUP]) {
     for (i, value) in out.iter_mut().enumerate() {
-        *value = i16::from(from[i / 4 * 64 + lane * 4 + i % 4]) - offset;
+        *value = i16::from(from[i / 4 * 64 + lane * 4 + i % 4]) - i16::from(offset);
     }
 }
