@@ -17,7 +17,7 @@ use sconce::request::Sampling;
 
 mod programs;
 
-use programs::{CONTEXT, Ready, VOCABULARY, batch, decoder, encoder, int8};
+use programs::{CONTEXT, Ready, VOCABULARY, batch, decoder, encoder};
 
 /// Rows of an encoder's span.
 const SPAN: usize = 128;
@@ -44,7 +44,11 @@ fn steps(criterion: &mut Criterion) {
         bench(criterion, "SmolLM2 products", decoder(rows, gathered, false), batch.clone());
         bench(criterion, "SmolLM2 step", decoder(rows, gathered, true), batch);
     }
-    let formats = [("f32", PackedFormat::F32), ("bf16", PackedFormat::Bf16), ("int8", int8())];
+    let formats = [
+        ("f32", PackedFormat::F32),
+        ("bf16", PackedFormat::Bf16),
+        ("int8", SetKind::detect().fastest_bytes()),
+    ];
     for (name, format) in formats {
         for rows in [14, 512] {
             let batch = batch(rows, SPAN, 0, 0);

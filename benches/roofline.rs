@@ -17,7 +17,7 @@ mod probe;
 mod programs;
 
 use probe::Peak;
-use programs::{CONTEXT, Ready, VOCABULARY, batch, decoder, encoder, int8};
+use programs::{CONTEXT, Ready, VOCABULARY, batch, decoder, encoder};
 
 /// How long one thing is measured.
 const TIME: Duration = Duration::from_millis(400);
@@ -165,7 +165,7 @@ fn encoders(executor: &mut Executor, peak: &Peak) {
     for (name, format, peak_of, size) in [
         ("f32", PackedFormat::F32, peak.floats, 4.0),
         ("bf16", PackedFormat::Bf16, peak.halves, 2.0),
-        ("int8", int8(), peak.bytes, 34.0 / 32.0),
+        ("int8", SetKind::detect().fastest_bytes(), peak.bytes, 34.0 / 32.0),
     ] {
         let kinds = [
             Kind {

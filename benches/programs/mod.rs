@@ -8,7 +8,6 @@ use sconce::device::arena::Region;
 use sconce::kernels::batch::{Batch, BatchSpan, KvMap};
 use sconce::kernels::builder::{Builder, Capacity, Dense, Scale};
 use sconce::kernels::cpu::executor::Executor;
-use sconce::kernels::cpu::isa::SetKind;
 use sconce::kernels::ops::{
     Activation, Buf, Embed, Epilogue, GatedSilu, Gather, KvShape, Linear, Norm, Op,
     PackedAttention, PagedAttention, Pool, PoolKind, Program, QuantBuf, RopeStore, Rows, Vector,
@@ -68,11 +67,6 @@ pub(crate) fn float(n: usize, k: usize, format: PackedFormat) -> Arc<Packed> {
     let row = |row: usize| &bytes[row * k * 4..(row + 1) * k * 4];
     let packed = Packed::from_rows_as(n, k, (Encoding::F32, format), row);
     Arc::new(packed.expect("n × k values"))
-}
-
-/// What `dtype = "int8"` is on this processor.
-pub(crate) fn int8() -> PackedFormat {
-    if SetKind::detect().cuts_byte_products() { PackedFormat::Q8Low } else { PackedFormat::Q8 }
 }
 
 fn linear(input: Activation, weight: Arc<Packed>, epilogue: Epilogue, output: Buf) -> Op {

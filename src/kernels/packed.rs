@@ -385,7 +385,8 @@ impl Encoding {
             ) => {
                 let low = format == PackedFormat::Q8Low;
                 let largest = if low { QuantBuf::LOW } else { i8::MAX };
-                blocks::pack_bytes(&float::quantise_row(self, row, largest), format, panel, lane);
+                let row = float::quantise_row(self, row, largest).into_iter();
+                blocks::pack_bytes(row, format, panel, lane);
             }
             (Encoding::F32, _) => pack_f32(row.as_chunks().0, panel, lane, f32::from_le_bytes),
             (Encoding::F16, _) => {
@@ -409,8 +410,8 @@ impl Encoding {
                 pack_q4(row.as_chunks::<20>().0, panel, lane, |block| [block[2], block[3]]);
             }
             _ => {
-                let blocks: Vec<Small> = blocks.map(|block| Small::read(self, block)).collect();
-                blocks::pack_bytes(&blocks, format, panel, lane);
+                let blocks = blocks.map(|block| Small::read(self, block));
+                blocks::pack_bytes(blocks, format, panel, lane);
             }
         }
     }

@@ -55,7 +55,7 @@ impl Tokenizer {
                 size - 1
             )));
         }
-        if let Some(id) = wrapping(&hf).map_err(invalid)?.find(|&id| id as usize >= size) {
+        if let Some(id) = wrapping(&hf).map_err(invalid)?.iter().find(|&&id| id as usize >= size) {
             return Err(TextError(format!(
                 "tokenizer.json puts token {id} around texts, which is none of its {size}"
             )));
@@ -192,13 +192,10 @@ impl fmt::Debug for Tokenizer {
 }
 
 /// The ids that `hf` puts around one text and around two, which it does not look up.
-fn wrapping(
-    hf: &tokenizers::Tokenizer,
-) -> tokenizers::Result<impl Iterator<Item = TokenId> + use<>> {
+fn wrapping(hf: &tokenizers::Tokenizer) -> tokenizers::Result<Vec<TokenId>> {
     let wrap = |second| hf.post_process(Encoding::default(), second, true);
     let (one, two) = (wrap(None)?, wrap(Some(Encoding::default()))?);
-    let ids = [one, two].map(|wrapped| wrapped.get_ids().to_vec());
-    Ok(ids.into_iter().flatten())
+    Ok([one.get_ids(), two.get_ids()].concat())
 }
 
 /// What the model says for text that it has no token for: not a control token.

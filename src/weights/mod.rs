@@ -109,16 +109,15 @@ impl Weights {
     /// for a GPU.
     pub fn with_dtype(mut self, dtype: Dtype, set: Option<SetKind>) -> Self {
         let bf16 = set.is_some_and(SetKind::has_bf16);
-        let cut = set.is_some_and(SetKind::cuts_byte_products);
         self.floats = match dtype {
             Dtype::Auto if self.gguf().is_none() && bf16 => PackedFormat::Bf16,
             Dtype::Auto | Dtype::F32 => PackedFormat::F32,
             Dtype::Bf16 => PackedFormat::Bf16,
             Dtype::Int8 => PackedFormat::Q8,
         };
-        self.coarse = match self.floats {
-            PackedFormat::Q8 if cut => PackedFormat::Q8Low,
-            floats => floats,
+        self.coarse = match (self.floats, set) {
+            (PackedFormat::Q8, Some(set)) => set.fastest_bytes(),
+            (floats, _) => floats,
         };
         self
     }

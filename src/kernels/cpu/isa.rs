@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::scalar::Scalar;
 use crate::device::cpu::Features;
 use crate::kernels::ops::QuantBuf;
-use crate::kernels::packed::GROUP;
+use crate::kernels::packed::{GROUP, PackedFormat};
 
 /// Lanes of every vector.
 pub(in crate::kernels) const LANES: usize = 16;
@@ -230,9 +230,9 @@ impl SetKind {
         self == SetKind::Avx512Bf16
     }
 
-    /// Whether the sum of two products of bytes is cut to 16 bits.
-    pub fn cuts_byte_products(self) -> bool {
-        self == SetKind::Avx2
+    /// The 8-bit format that is multiplied fastest: AVX2 cuts sums of two products to 16 bits.
+    pub fn fastest_bytes(self) -> PackedFormat {
+        if self == SetKind::Avx2 { PackedFormat::Q8Low } else { PackedFormat::Q8 }
     }
 
     /// In logs.

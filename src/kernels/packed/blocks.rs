@@ -73,11 +73,16 @@ pub(super) fn read_minimum(panel: &[u8], lane: usize, out: &mut [f32]) {
 }
 
 /// Writes a row of 8-bit values into its place in a panel.
-pub(super) fn pack_bytes(row: &[Small], format: PackedFormat, panel: &mut [u8], lane: usize) {
-    for (g, Small { scale, values, .. }) in row.iter().enumerate() {
+pub(super) fn pack_bytes(
+    row: impl Iterator<Item = Small>,
+    format: PackedFormat,
+    panel: &mut [u8],
+    lane: usize,
+) {
+    for (g, Small { scale, values, .. }) in row.enumerate() {
         let (scales, start) = q8_places(g);
-        panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(scale);
-        put_signed(values, offset(format), &mut panel[start..start + 512], lane);
+        panel[scales + lane * 2..scales + lane * 2 + 2].copy_from_slice(&scale);
+        put_signed(&values, offset(format), &mut panel[start..start + 512], lane);
     }
 }
 

@@ -58,6 +58,54 @@ pub(super) fn exact<const R: usize>(words: [[__m256i; 2]; R]) -> [Pair; R] {
     exact
 }
 
+/// Takes four rows at a time through `$products`, which need one address, not four; the last ones
+/// alone. `$operands` are what it reads besides.
+macro_rules! by_fours {
+    ($products:ident, $sums:ident, $rows:ident, $quad:ident, $($operands:tt)*) => {
+        debug_assert!($quad < GROUP / 4);
+        let (fours, last) = $sums.as_chunks_mut::<4>();
+        for (i, [[a0, b0], [a1, b1], [a2, b2], [a3, b3]]) in fours.iter_mut().enumerate() {
+            // SAFETY: reads four bytes of each of four rows, and changes registers only.
+            unsafe {
+                asm!(
+                    $products!(0, "a0", "b0"),
+                    $products!(32, "a1", "b1"),
+                    $products!(64, "a2", "b2"),
+                    $products!(96, "a3", "b3"),
+                    $($operands)*
+                    from = in(reg) $rows.as_ptr().add(4 * i).cast::<i8>().add(4 * $quad),
+                    a0 = inout(ymm_reg) *a0,
+                    b0 = inout(ymm_reg) *b0,
+                    a1 = inout(ymm_reg) *a1,
+                    b1 = inout(ymm_reg) *b1,
+                    a2 = inout(ymm_reg) *a2,
+                    b2 = inout(ymm_reg) *b2,
+                    a3 = inout(ymm_reg) *a3,
+                    b3 = inout(ymm_reg) *b3,
+                    quad = out(ymm_reg) _,
+                    products = out(ymm_reg) _,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+        }
+        for ([a, b], row) in last.iter_mut().zip(&$rows[R / 4 * 4..]) {
+            // SAFETY: as above, of one row.
+            unsafe {
+                asm!(
+                    $products!(0, "a", "b"),
+                    $($operands)*
+                    from = in(reg) row.as_ptr().add(4 * $quad),
+                    a = inout(ymm_reg) *a,
+                    b = inout(ymm_reg) *b,
+                    quad = out(ymm_reg) _,
+                    products = out(ymm_reg) _,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
 /// One row's part of [`add_products`]: its quad is `$at` bytes on.
 macro_rules! products {
     ($at:literal, $low:literal, $high:literal) => {
@@ -93,50 +141,7 @@ pub(super) unsafe fn add_products<const R: usize>(
     quad: usize,
     words: &mut [[__m256i; 2]; R],
 ) {
-    debug_assert!(quad < GROUP / 4);
-    // Four rows at once need one address, not four.
-    let (fours, last) = words.as_chunks_mut::<4>();
-    for (i, [[a0, b0], [a1, b1], [a2, b2], [a3, b3]]) in fours.iter_mut().enumerate() {
-        // SAFETY: reads four bytes of each of four rows, and changes registers only.
-        unsafe {
-            asm!(
-                products!(0, "a0", "b0"),
-                products!(32, "a1", "b1"),
-                products!(64, "a2", "b2"),
-                products!(96, "a3", "b3"),
-                from = in(reg) rows.as_ptr().add(4 * i).cast::<i8>().add(4 * quad),
-                low = in(ymm_reg) low,
-                high = in(ymm_reg) high,
-                a0 = inout(ymm_reg) *a0,
-                b0 = inout(ymm_reg) *b0,
-                a1 = inout(ymm_reg) *a1,
-                b1 = inout(ymm_reg) *b1,
-                a2 = inout(ymm_reg) *a2,
-                b2 = inout(ymm_reg) *b2,
-                a3 = inout(ymm_reg) *a3,
-                b3 = inout(ymm_reg) *b3,
-                quad = out(ymm_reg) _,
-                products = out(ymm_reg) _,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-    }
-    for ([a, b], row) in last.iter_mut().zip(&rows[R / 4 * 4..]) {
-        // SAFETY: as above, of one row.
-        unsafe {
-            asm!(
-                products!(0, "a", "b"),
-                from = in(reg) row.as_ptr().add(4 * quad),
-                low = in(ymm_reg) low,
-                high = in(ymm_reg) high,
-                a = inout(ymm_reg) *a,
-                b = inout(ymm_reg) *b,
-                quad = out(ymm_reg) _,
-                products = out(ymm_reg) _,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-    }
+    by_fours!(products, words, rows, quad, low = in(ymm_reg) low, high = in(ymm_reg) high,);
 }
 
 /// One row's part of [`add_signed_products`].
@@ -264,50 +269,10 @@ pub(super) unsafe fn add_wide_products<const R: usize>(
     quad: usize,
     dots: &mut [[__m256i; 2]; R],
 ) {
-    debug_assert!(quad < GROUP / 4);
-    let ones = _mm256_set1_epi16(1);
-    let (fours, last) = dots.as_chunks_mut::<4>();
-    for (i, [[a0, b0], [a1, b1], [a2, b2], [a3, b3]]) in fours.iter_mut().enumerate() {
-        // SAFETY: reads four bytes of each of four rows, and changes registers only.
-        unsafe {
-            asm!(
-                wide_products!(0, "a0", "b0"),
-                wide_products!(32, "a1", "b1"),
-                wide_products!(64, "a2", "b2"),
-                wide_products!(96, "a3", "b3"),
-                from = in(reg) rows.as_ptr().add(4 * i).cast::<i8>().add(4 * quad),
-                low = in(ymm_reg) low,
-                high = in(ymm_reg) high,
-                ones = in(ymm_reg) ones,
-                a0 = inout(ymm_reg) *a0,
-                b0 = inout(ymm_reg) *b0,
-                a1 = inout(ymm_reg) *a1,
-                b1 = inout(ymm_reg) *b1,
-                a2 = inout(ymm_reg) *a2,
-                b2 = inout(ymm_reg) *b2,
-                a3 = inout(ymm_reg) *a3,
-                b3 = inout(ymm_reg) *b3,
-                quad = out(ymm_reg) _,
-                products = out(ymm_reg) _,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-    }
-    for ([a, b], row) in last.iter_mut().zip(&rows[R / 4 * 4..]) {
-        // SAFETY: as above, of one row.
-        unsafe {
-            asm!(
-                wide_products!(0, "a", "b"),
-                from = in(reg) row.as_ptr().add(4 * quad),
-                low = in(ymm_reg) low,
-                high = in(ymm_reg) high,
-                ones = in(ymm_reg) ones,
-                a = inout(ymm_reg) *a,
-                b = inout(ymm_reg) *b,
-                quad = out(ymm_reg) _,
-                products = out(ymm_reg) _,
-                options(pure, readonly, nostack, preserves_flags),
-            );
-        }
-    }
+    by_fours!(
+        wide_products, dots, rows, quad,
+        low = in(ymm_reg) low,
+        high = in(ymm_reg) high,
+        ones = in(ymm_reg) _mm256_set1_epi16(1),
+    );
 }
