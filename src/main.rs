@@ -85,9 +85,7 @@ fn main() -> ExitCode {
                 let _ = error.print();
                 return ExitCode::SUCCESS;
             }
-            let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            return fail(&format!("{line}; see sconce --help"), USAGE);
+            return fail(&format!("{}; see sconce --help", one_line(&error)), USAGE);
         }
     };
     match &cli.command {
@@ -130,6 +128,16 @@ fn main() -> ExitCode {
         },
         Command::Completions { .. } | Command::Man => unreachable!("answered without a config"),
     }
+}
+
+/// What is wrong, what is missing, and what may have been meant; neither the usage nor advice on
+/// where to find it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let told = lines.take_while(|line| !line.starts_with("Usage:"));
+    let told: Vec<_> = told.filter(|line| !line.starts_with("For more information")).collect();
+    told.join(" ").trim_start_matches("error: ").replace(" tip: ", "; ")
 }
 
 /// Writes a command's result as JSON, or as `table` does. Nobody reads a closed pipe.

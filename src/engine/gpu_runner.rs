@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::device::cuda::fault::{Fault, GpuError};
-use crate::device::cuda::{self, Gpu};
+use crate::device::cuda::{self, Gpu, GpuInfo};
 use crate::engine::residency::LoadedModel;
 use crate::engine::runner::{Runner, StepError, StepErrorKind};
 use crate::kernels::batch::BatchSpan;
@@ -49,6 +49,11 @@ pub fn open() -> Result<Box<dyn Gpu>, GpuError> {
 /// Bytes that a program takes on the device beside its weights.
 pub fn workspace_bytes(program: &Program) -> u64 {
     Executor::workspace_bytes(program)
+}
+
+/// Bytes that all programs share on a device, the KV region apart.
+pub fn shared_bytes(info: &GpuInfo) -> u64 {
+    Executor::shared_bytes(info)
 }
 
 /// How float weights are kept on a GPU, of what a manifest may say.

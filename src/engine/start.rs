@@ -349,7 +349,8 @@ impl Startup {
         let (device, workspace) = match gpu {
             // Each lane has its own.
             Some(gpu) => {
-                let workspace = programs.map(gpu_runner::workspace_bytes).sum();
+                let own: u64 = programs.map(gpu_runner::workspace_bytes).sum();
+                let workspace = own + gpu_runner::shared_bytes(gpu.info());
                 let (total, free) = (gpu.info().memory, gpu.free_bytes()?);
                 (budget::Device { total, free, strict: true }, workspace)
             }

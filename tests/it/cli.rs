@@ -39,8 +39,10 @@ fn mistakes_are_one_line_with_a_sysexits_code() {
     let file = file.to_str().unwrap();
     type Strings<'a> = &'a [&'a str];
     type Pairs<'a> = &'a [(&'a str, &'a str)];
-    let cases: [(Strings<'_>, Pairs<'_>, i32, &str); 6] = [
+    let cases: [(Strings<'_>, Pairs<'_>, i32, &str); 8] = [
         (&["serve", "--no-such-flag"], &[], 64, "--no-such-flag"),
+        (&["--prot", "80"], &[], 64, "found; a similar argument exists: '--port'; see"),
+        (&["completions"], &[], 64, "not provided: <SHELL>; see"),
         (&["serve", "--port", "70000"], &[], 64, "70000"),
         (&["serve", "--config", file], &[], 78, "prot"),
         (&["serve"], &[("SCONCE_ADMIN_PORT", "x")], 78, "SCONCE_ADMIN_PORT"),

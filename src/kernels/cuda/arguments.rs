@@ -140,6 +140,9 @@ pub(super) struct Linear {
     pub(super) scales: u64,
     pub(super) full_stride: u32,
     pub(super) eps: f32,
+    /// Sums of blocks that share a tile, and how many of them are done.
+    pub(super) parts: u64,
+    pub(super) arrived: u64,
 }
 
 #[repr(C)]

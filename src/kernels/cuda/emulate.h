@@ -126,6 +126,13 @@ T atomicOr(T *to, T value) {
     return old;
 }
 
+// Blocks run one after the other here.
+inline void __threadfence() {}
+template <class T>
+T __ldcg(const T *from) {
+    return *from;
+}
+
 inline u32 min(u32 a, u32 b) { return a < b ? a : b; }
 inline u32 max(u32 a, u32 b) { return a > b ? a : b; }
 

@@ -11,8 +11,9 @@ use super::check::{Room, check};
 use super::details::{DetailTables, SCORE_BYTES, read_scores, scored};
 use super::graphs::{GRAPH_BYTES, Graphs};
 use super::launches::{Call, Grid};
-use super::lower::{LowerError, Lowered, Shared, lower, room_for, workspace_bytes};
+use super::lower::{LowerError, Lowered, Own, lower, room_for, workspace_bytes};
 use super::places::Place;
+use super::shared::{Shared, TABLE_BYTES};
 use super::tables::{Counts, Tables, Work};
 use crate::device::cuda::fault::{Fault, GpuError};
 use crate::device::cuda::{Address, Gpu, GpuInfo, HostId, TimerId};
@@ -22,10 +23,6 @@ use crate::scheduler::step::MAX_SEATS;
 
 /// Steps that can be on their way.
 pub const DEPTH: usize = 2;
-
-/// Bytes of a step's tables: rows take some 40 bytes each, KV blocks 8, so this is room for half
-/// a million blocks.
-const TABLE_BYTES: usize = 4 << 20;
 
 /// A step that has not ended after this long never will.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -72,22 +69,12 @@ pub enum RunError {
 pub struct Executor {
     gpu: Box<dyn Gpu>,
     options: Options,
-    device: DeviceMemory,
+    device: Shared,
     lanes: Vec<Option<Lane>>,
     slots: [Slot; DEPTH],
     pending: VecDeque<usize>,
     tables: Tables,
     details: DetailTables,
-}
-
-/// What all lanes share.
-#[derive(Debug, Clone, Copy)]
-struct DeviceMemory {
-    step: Address,
-    kv: Address,
-    seats: Address,
-    tokens: Address,
-    scores: Address,
 }
 
 /// What is launched before a step's rows where there is anything of it.
@@ -182,13 +169,7 @@ impl Executor {
     /// # Errors
     /// There is too little memory, or the device failed.
     pub fn new(mut gpu: Box<dyn Gpu>, options: Options) -> Result<Self, GpuError> {
-        let device = DeviceMemory {
-            step: gpu.reserve(TABLE_BYTES)?,
-            kv: gpu.reserve((options.pages as usize * options.page_bytes).max(256))?,
-            seats: gpu.reserve(MAX_SEATS * 4)?,
-            tokens: gpu.reserve(MAX_SEATS * 4)?,
-            scores: gpu.reserve(MAX_SEATS * SCORE_BYTES)?,
-        };
+        let device = Shared::reserve(&mut *gpu, options)?;
         let slots = [Slot::new(&mut *gpu)?, Slot::new(&mut *gpu)?];
         let lanes = (0..options.lanes).map(|_| None).collect();
         let pending = VecDeque::with_capacity(DEPTH);
@@ -199,6 +180,11 @@ impl Executor {
     /// What the device is.
     pub fn info(&self) -> &GpuInfo {
         self.gpu.info()
+    }
+
+    /// Bytes that all programs share on such a device, the KV region apart.
+    pub fn shared_bytes(info: &GpuInfo) -> u64 {
+        Shared::bytes(info) as u64
     }
 
     /// Bytes that a program takes on the device, weights apart.
@@ -259,7 +245,7 @@ impl Executor {
             Ok(address)
         };
         let (pages, details) = (reserve(room.places as usize * 8)?, reserve(room.details)?);
-        let DeviceMemory { step, kv, seats, tokens, scores } = self.device;
+        let Shared { step, kv, .. } = self.device;
         let page_bytes = self.options.page_bytes as u64;
         let arguments = args::TakeIn { step: step.0, pages: pages.0, page_bytes };
         let take_in = Call::plain(gpu, ("take_in", 256, 0), Grid::Loans, &arguments)?;
@@ -282,10 +268,9 @@ impl Executor {
                 slot.states.make_room(gpu, program.rows_max * hidden.width * 4)?;
             }
         }
-        let deterministic = self.options.deterministic;
-        let shared = Shared { step, kv, seats, pages, tokens, details, scores, deterministic };
         let prepare = Prepare { take_in, copy_blocks };
-        Ok((lower(program, gpu, shared)?, prepare, details))
+        let own = Own { pages, details };
+        Ok((lower(program, gpu, self.device, own)?, prepare, details))
     }
 
     /// Records the lane's decode steps as graphs. Until then, and for all other steps, launches
@@ -437,7 +422,7 @@ impl Slot {
         &self,
         work: &Work,
         lowered: &Lowered,
-        device: &DeviceMemory,
+        device: &Shared,
         gpu: &mut dyn Gpu,
     ) -> Result<(), GpuError> {
         let Expected { tokens, scores, sources, widths: [width, _] } = &self.expected;

@@ -50,7 +50,7 @@ pub(super) enum Call {
     /// One kernel.
     Plain { kernel: KernelId, threads: u32, shared: u32, grid: Grid, arguments: Box<[u8]> },
     /// A product: the kernel depends on the number of rows.
-    Product { kernels: Kernels, outputs: u32, gathered: bool, arguments: Box<[u8]> },
+    Product { kernels: Kernels, shape: ProductShape, arguments: Box<[u8]> },
 }
 
 /// Names of a product's kernels, in the order of [`FEW_TILES`], and of those for more rows, in the
@@ -70,9 +70,27 @@ pub(super) const NORMED_ROWS: u32 = 16;
 /// Rows and outputs of a block of `product.cu`.
 const MANY_TILES: [(u32, u32); 3] = [(64, 64), (64, 128), (128, 128)];
 
+/// Bytes of shared memory that these take: `PRODUCT_BYTES` there.
+const MANY_SHARED: u32 = 48 << 10;
+
+/// Beyond so many rows `product.cu` does it, where it knows the format: it reads a row once for 64
+/// or 128 outputs, `linear.cu` for each 16, and then rows are more bytes than weights.
+const FEW_ROWS: u32 = 32;
+
+/// Blocks share a tile only if there are so many inputs for each.
+const SHARED_INPUTS: u32 = 256;
+
+/// Bytes that the sums of blocks which share tiles take at most: fewer than two blocks a processor
+/// share some, and none has a larger tile than the last.
+pub(super) fn parts_bytes(processors: u32) -> usize {
+    let (rows, outputs) = MANY_TILES[MANY_TILES.len() - 1];
+    2 * processors as usize * (rows * outputs) as usize * 4
+}
+
 /// What a product's grid depends on besides the step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProductShape {
+    pub(super) inputs: u32,
     pub(super) outputs: u32,
     pub(super) gathered: bool,
     /// Half of the outputs are gates, of which a block takes one for each of the other half.
@@ -112,7 +130,7 @@ impl Call {
     pub(super) fn product<A: Pod>(
         gpu: &mut dyn Gpu,
         names: ProductNames,
-        ProductShape { outputs, gathered, gated }: ProductShape,
+        shape: ProductShape,
         arguments: &A,
     ) -> Result<Self, GpuError> {
         let mut tiled = |name, tile: (u32, u32), shared| -> Result<Tiled, GpuError> {
@@ -125,14 +143,13 @@ impl Call {
         }
         let mut many = Vec::with_capacity(MANY_TILES.len());
         for (name, tile) in names.many.into_iter().flatten().zip(MANY_TILES) {
-            // Three stages of two tiles of 32 values: `product.cu`.
-            many.push(tiled(name, tile, 3 * (tile.0 + tile.1) * 32 * 2)?);
+            many.push(tiled(name, tile, MANY_SHARED)?);
         }
         // Gates and what they let through need two groups of outputs.
-        few.retain(|tiled| !gated || tiled.tile.1 > 8);
+        few.retain(|tiled| !shape.gated || tiled.tile.1 > 8);
         let kernels = Kernels { few, many, processors: gpu.info().processors };
         let arguments = bytes_of(arguments).into();
-        Ok(Call::Product { kernels, outputs, gathered, arguments })
+        Ok(Call::Product { kernels, shape, arguments })
     }
 
     /// Launches it for a step of this size; not at all if there is nothing to do.
@@ -148,10 +165,11 @@ impl Call {
                 shared: *shared,
                 arguments,
             },
-            Call::Product { kernels, outputs, gathered, arguments } => {
-                let rows = if *gathered { counts.gathered } else { counts.rows };
-                let Tiled { kernel, threads, shared, tile } = kernels.suited(rows, *outputs);
-                let grid = [outputs.div_ceil(tile.1), rows.div_ceil(tile.0), 1];
+            Call::Product { kernels, shape, arguments } => {
+                let rows = if shape.gathered { counts.gathered } else { counts.rows };
+                let (Tiled { kernel, threads, shared, tile }, blocks) =
+                    kernels.suited(rows, *shape);
+                let grid = [shape.outputs.div_ceil(tile.1), rows.div_ceil(tile.0), blocks];
                 Launch { kernel, grid, threads, shared, arguments }
             }
         };
@@ -163,25 +181,30 @@ impl Call {
 }
 
 impl Kernels {
-    /// The kernel for this many rows: one that takes them all in one go, else one for many, else
-    /// the largest several times. Of several, that with the largest tile which leaves no processor
-    /// without a block.
-    fn suited(&self, rows: u32, outputs: u32) -> Tiled {
-        let tallest = FEW_TILES[FEW_TILES.len() - 1].0;
-        let least = FEW_TILES.iter().map(|tile| tile.0).find(|of| *of >= rows);
-        let choice = match least {
-            None if !self.many.is_empty() => &self.many,
-            _ => {
-                let of = least.unwrap_or(tallest);
-                let first = self.few.partition_point(|tiled| tiled.tile.0 < of);
-                let end = self.few.partition_point(|tiled| tiled.tile.0 <= of);
-                &self.few[first..end]
-            }
-        };
-        let enough = |tiled: &&Tiled| {
-            rows.div_ceil(tiled.tile.0) * outputs.div_ceil(tiled.tile.1) >= self.processors
-        };
-        *choice.iter().rfind(enough).unwrap_or(&choice[0])
+    /// The kernel for this many rows, and how many blocks share a tile. Of several kernels, that
+    /// with the largest tile which leaves no processor without a block.
+    fn suited(&self, rows: u32, shape: ProductShape) -> (Tiled, u32) {
+        let tiles =
+            |tiled: &Tiled| rows.div_ceil(tiled.tile.0) * shape.outputs.div_ceil(tiled.tile.1);
+        let fills = |tiled: &&Tiled| tiles(tiled) >= self.processors;
+        if rows <= FEW_ROWS || self.many.is_empty() {
+            // One that takes all rows in one go, else the tallest several times.
+            let heights = FEW_TILES.map(|tile| tile.0);
+            let of = heights.into_iter().find(|of| *of >= rows).unwrap_or(heights[3]);
+            let first = self.few.partition_point(|tiled| tiled.tile.0 < of);
+            let end = self.few.partition_point(|tiled| tiled.tile.0 <= of);
+            let choice = &self.few[first..end];
+            return (*choice.iter().rfind(fills).unwrap_or(&choice[0]), 1);
+        }
+        let end = self.many.partition_point(|tiled| tiled.tile.0 < rows + 64);
+        let choice = &self.many[..end];
+        if let Some(tiled) = choice.iter().rfind(fills) {
+            return (*tiled, 1);
+        }
+        let most = (shape.inputs / SHARED_INPUTS).max(1);
+        let fills = |tiled: &&Tiled| tiles(tiled) * most >= self.processors;
+        let tiled = choice.iter().rfind(fills).unwrap_or(&choice[0]);
+        (*tiled, self.processors.div_ceil(tiles(tiled)).min(most))
     }
 }
 
@@ -203,5 +226,49 @@ impl Grid {
             Grid::Loans => [counts.loans.div_ceil(256), 1, 1],
             Grid::Copies { layers } => [layers, counts.copies, 1],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_suit_rows_outputs_and_inputs() {
+        let tiled = |tile| Tiled { kernel: KernelId(0), threads: 256, shared: 0, tile };
+        let kernels = Kernels {
+            few: FEW_TILES.map(tiled).into(),
+            many: MANY_TILES.map(tiled).into(),
+            processors: 132,
+        };
+        // Rows, inputs, outputs; rows and outputs a block, blocks that share one.
+        let cases = [
+            ((1, 4096, 1024), (16, 8), 1),
+            ((16, 4096, 4096), (16, 16), 1),
+            ((32, 4096, 4096), (32, 16), 1),
+            // Weights are most of the bytes here: wide tiles read rows seldom.
+            ((33, 4096, 28_672), (64, 128), 1),
+            ((64, 4096, 28_672), (64, 128), 1),
+            ((64, 4096, 4096), (64, 128), 5),
+            ((64, 14_336, 4096), (64, 128), 5),
+            ((64, 1024, 1024), (64, 64), 4),
+            // No rows of nothing.
+            ((65, 4096, 4096), (128, 128), 5),
+            ((900, 1024, 1024), (64, 64), 1),
+            ((900, 1024, 4096), (128, 128), 1),
+            ((200, 100, 1024), (64, 64), 1),
+        ];
+        for ((rows, inputs, outputs), tile, blocks) in cases {
+            let shape = ProductShape { inputs, outputs, gathered: false, gated: false };
+            let (chosen, sharing) = kernels.suited(rows, shape);
+            assert_eq!((chosen.tile, sharing), (tile, blocks), "{rows} × {inputs} × {outputs}");
+            let tiles = rows.div_ceil(tile.0) * outputs.div_ceil(tile.1);
+            let parts = (tiles * sharing * tile.0 * tile.1 * 4) as usize;
+            assert!(sharing == 1 || parts <= parts_bytes(132) && tiles < 132);
+        }
+        // Quantised ones have no kernels for many rows.
+        let few = Kernels { many: Vec::new(), ..kernels };
+        let shape = ProductShape { inputs: 4096, outputs: 4096, gathered: false, gated: false };
+        assert_eq!(few.suited(300, shape).0.tile, (64, 16));
     }
 }

@@ -26,6 +26,9 @@ struct LinearArgs {
     const float *scales;
     u32 full_stride;
     float eps;
+    // Where several blocks share a tile:
+    float *parts;  // their sums
+    u32 *arrived;  // how many of them are done, by tile; 0 between products
 };
 
 __device__ __forceinline__ float finished(const LinearArgs &a, u32 row, u32 output, float y) {

@@ -13,6 +13,7 @@ use super::details::detail_bytes;
 use super::launches::{Call, Grid, NORMED_ROWS, ProductNames};
 use super::matrices::{MatrixFormat, Uploads};
 use super::places::{Place, Places};
+use super::shared::Shared;
 use super::tables::{Counts, Tiling};
 use crate::device::cuda::fault::GpuError;
 use crate::device::cuda::{Address, Gpu};
@@ -20,26 +21,13 @@ use crate::kernels::ops::{
     Activation, Embed, GatedSilu, Gather, HeadNorm, Norm, Op, Pool, PoolKind, Program, Rows, Vector,
 };
 
-/// What all lanes of a device share.
+/// Memory of a lane that others write to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shared {
-    /// The step's tables.
-    pub(super) step: Address,
-    /// The KV region.
-    pub(super) kv: Address,
-    /// Tokens by seat.
-    pub(super) seats: Address,
-    /// The lane's own table: where its pages lie.
+pub(super) struct Own {
+    /// Where its pages lie.
     pub(super) pages: Address,
-    /// Chosen tokens.
-    pub(super) tokens: Address,
     /// What some draws are asked for besides.
     pub(super) details: Address,
-    /// Log-probabilities.
-    pub(super) scores: Address,
-    /// Products of more than 64 rows by the same kernels as of fewer: slower, and a row's bits do
-    /// not depend on its company.
-    pub(super) deterministic: bool,
 }
 
 /// A program that the device can run.
@@ -122,6 +110,7 @@ struct Lowering<'p> {
     program: &'p Program,
     gpu: &'p mut dyn Gpu,
     shared: Shared,
+    own: Own,
     places: Places,
     uploads: Uploads,
     calls: Vec<Call>,
@@ -153,6 +142,7 @@ pub(super) fn lower(
     program: &Program,
     gpu: &mut dyn Gpu,
     shared: Shared,
+    own: Own,
 ) -> Result<Lowered, LowerError> {
     let mut uploads = Uploads::default();
     let workspace = uploads.reserve(gpu, buffer_bytes(program))?;
@@ -162,6 +152,7 @@ pub(super) fn lower(
         program,
         gpu,
         shared,
+        own,
         places,
         uploads,
         calls: Vec::new(),
@@ -398,7 +389,7 @@ impl Lowering<'_> {
         let Place { view: logits, width, .. } = self.places.of(&output);
         let weights = self.program.gathered_max * width * 4;
         let weights = self.uploads.reserve(self.gpu, weights)?.0;
-        let Shared { step, seats, tokens, details, scores, .. } = self.shared;
+        let (Shared { step, seats, tokens, scores, .. }, details) = (self.shared, self.own.details);
         let (step, seats, tokens) = (step.0, seats.0, tokens.0);
         let (vocabulary, unused) = (width as u32, 0);
         let sample = args::Sample { step, logits, weights, seats, tokens, vocabulary, unused };

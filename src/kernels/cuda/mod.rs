@@ -15,6 +15,7 @@ mod launches;
 mod lower;
 mod matrices;
 mod places;
+mod shared;
 pub mod tables;
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 // The tiled product of many rows with a bf16 matrix: 128 rows × 128 outputs a block, or less where
-// that would leave processors without one, 32 inputs at a time, three steps ahead in shared memory;
-// eight warps, two by four. Two of the largest blocks share a processor: one with 256 outputs fills
-// it alone, and was slower (H200, 2026-11).
+// that would leave processors without one, 32 inputs at a time; eight warps, two by four. Two of
+// the largest blocks share a processor: one with 256 outputs fills it alone, and was slower (H200,
+// 2026-11). Where tiles are still too few, several blocks share one, each with a part of the inputs.
 #include "common.cuh"
 
-constexpr int PRODUCT_STEP = 32, PRODUCT_STAGES = 3;
+constexpr int PRODUCT_STEP = 32;
 constexpr int PRODUCT_THREADS = 256;
+/// Steps that are on their way to shared memory, or there, fill so much of it.
+constexpr int PRODUCT_BYTES = 48 << 10;
 
 /// Where 16-byte piece `piece` of row `row` lies in a tile: eight rows of one piece, which are
 /// loaded together, must lie in different banks.
@@ -26,6 +28,51 @@ __device__ __forceinline__ void load_tile(unsigned char *tile, const u16 *from, 
     }
 }
 
+/// Sums of the blocks of one tile, in the last of them to end: in fixed order, so that bits do not
+/// depend on who that is. False in the others.
+template <int M, int N>
+__device__ __forceinline__ bool add_up(const LinearArgs &a, float (&sums)[M][N][4],
+                                       unsigned char *shared) {
+    u32 tile = blockIdx.y * gridDim.x + blockIdx.x;
+    uint4 *parts = (uint4 *)a.parts + (u64)tile * gridDim.z * M * N * PRODUCT_THREADS + threadIdx.x;
+    auto place = [&](u32 part, int m, int n) -> uint4 * {
+        return parts + ((part * M + m) * N + n) * PRODUCT_THREADS;
+    };
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            const float(&of)[4] = sums[m][n];
+            *place(blockIdx.z, m, n) = {__float_as_uint(of[0]), __float_as_uint(of[1]),
+                                        __float_as_uint(of[2]), __float_as_uint(of[3])};
+        }
+    }
+    __threadfence();
+    __syncthreads();
+    u32 *arrived = (u32 *)shared;
+    if (threadIdx.x == 0) *arrived = atomicAdd(a.arrived + tile, 1u) + 1;
+    __syncthreads();
+    if (*arrived != gridDim.z) return false;
+    // For the next product.
+    if (threadIdx.x == 0) a.arrived[tile] = 0;
+    __threadfence();
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            float(&of)[4] = sums[m][n];
+            of[0] = of[1] = of[2] = of[3] = 0.0f;
+            for (u32 part = 0; part < gridDim.z; ++part) {
+                // From where all blocks see it, which the nearest cache is not.
+                uint4 added = __ldcg(place(part, m, n));
+                of[0] += __uint_as_float(added.x), of[1] += __uint_as_float(added.y);
+                of[2] += __uint_as_float(added.z), of[3] += __uint_as_float(added.w);
+            }
+        }
+    }
+    return true;
+}
+
 /// Warps take `16 M` rows and `8 N` outputs each: if gated, half of them are gates, and the other
 /// half what these let through.
 template <int M, int N>
@@ -33,41 +80,54 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
     constexpr int ROWS = 32 * M, OUTPUTS = 32 * N;
     /// Bytes of one stage: rows, then outputs, of 32 values.
     constexpr int STAGE_BYTES = (ROWS + OUTPUTS) * PRODUCT_STEP * 2;
+    constexpr int STAGES = PRODUCT_BYTES / STAGE_BYTES;
     SHARED_MEMORY(shared);
-    begin();
-    u32 rows = row_count(a.step, a.gathered);
     u32 width = a.gated ? 4 * N : 8 * N;
     u32 block_row = blockIdx.y * ROWS, block_output = blockIdx.x * 4 * width;
-    if (block_row >= rows) return;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 warp_row = warp / 4 * 16 * M, warp_line = warp % 4 * 8 * N;
-    u32 steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
-    auto load = [&](u32 step) {
-        unsigned char *stage = shared + step % PRODUCT_STAGES * STAGE_BYTES;
-        u32 column = step * PRODUCT_STEP;
-        load_tile<ROWS>(stage, a.input + column, a.stride, rows,
-                        [&](u32 line) { return block_row + line; });
-        const u16 *weights = (const u16 *)a.weight.values + column;
-        load_tile<OUTPUTS>(stage + ROWS * 64, weights, a.weight.supers * SUPER, a.weight.outputs,
-                           [&](u32 line) {
+    u32 all_steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
+    u32 first_step = all_steps * blockIdx.z / gridDim.z;
+    u32 steps = all_steps * (blockIdx.z + 1) / gridDim.z - first_step;
+    auto load_weights = [&](u32 step) {
+        const u16 *weights = (const u16 *)a.weight.values + (first_step + step) * PRODUCT_STEP;
+        load_tile<OUTPUTS>(shared + step % STAGES * STAGE_BYTES + ROWS * 64, weights,
+                           a.weight.supers * SUPER, a.weight.outputs, [&](u32 line) {
                                u32 of = line % (8 * N), up = of >= width;
                                u32 output = block_output + line / (8 * N) * width + of - up * width;
                                if (a.gated && output >= a.gated) return a.weight.outputs;
                                return output + up * a.gated;
                            });
     };
+    // Weights are nobody's results: the first are on their way before this kernel's turn comes.
+    for (u32 s = 0; s < STAGES - 1 && s < steps; ++s) load_weights(s);
+    begin();
+    u32 rows = row_count(a.step, a.gathered);
+    if (block_row >= rows) {
+        copy_commit();
+        copy_wait<0>();
+        return;
+    }
+    auto load_rows = [&](u32 step) {
+        load_tile<ROWS>(shared + step % STAGES * STAGE_BYTES,
+                        a.input + (first_step + step) * PRODUCT_STEP, a.stride, rows,
+                        [&](u32 line) { return block_row + line; });
+    };
     float sums[M][N][4] = {};
-    for (u32 s = 0; s < PRODUCT_STAGES - 1; ++s) {
-        if (s < steps) load(s);
+    for (u32 s = 0; s < STAGES - 1; ++s) {
+        if (s < steps) load_rows(s);
         copy_commit();
     }
     for (u32 s = 0; s < steps; ++s) {
-        copy_wait<PRODUCT_STAGES - 2>();
+        copy_wait<STAGES - 2>();
         __syncthreads();
-        u32 ahead = s + PRODUCT_STAGES - 1;
-        if (ahead < steps) load(ahead);
+        u32 ahead = s + STAGES - 1;
+        if (ahead < steps) {
+            load_weights(ahead);
+            load_rows(ahead);
+        }
         copy_commit();
-        const unsigned char *x = shared + s % PRODUCT_STAGES * STAGE_BYTES;
+        const unsigned char *x = shared + s % STAGES * STAGE_BYTES;
         const unsigned char *w = x + ROWS * 64;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -93,6 +153,7 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
             }
         }
     }
+    if (gridDim.z > 1 && !add_up<M, N>(a, sums, shared)) return;
     u32 first_row = block_row + warp_row, first_output = block_output + warp % 4 * width;
 #pragma unroll
     for (int m = 0; m < M; ++m) {

@@ -18,7 +18,7 @@ impl Lowering<'_> {
     fn cache(&self, kv: KvShape, layer: usize) -> args::Cache {
         args::Cache {
             region: self.shared.kv.0,
-            pages: self.shared.pages.0,
+            pages: self.own.pages.0,
             layers: kv.layers as u32,
             layer: layer as u32,
             heads: kv.heads as u32,

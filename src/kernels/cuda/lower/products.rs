@@ -78,11 +78,14 @@ impl Lowering<'_> {
             scales: normed.map_or(0, |of| of.scales.0),
             full_stride: normed.map_or(0, |of| of.input.stride),
             eps: normed.map_or(0.0, |of| of.eps),
+            parts: self.shared.parts.0,
+            arrived: self.shared.arrived.0,
         };
         self.fresh.remove(&Places::name(&output));
         let (format, deterministic) = (MatrixFormat::of(weight.format), self.shared.deterministic);
         let names = names(format, normed.is_some(), deterministic);
         let shape = ProductShape {
+            inputs: weight.k as u32,
             outputs: weight.n as u32,
             gathered: rows == Rows::Gathered,
             gated: gated_outputs > 0,
