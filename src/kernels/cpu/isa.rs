@@ -184,6 +184,7 @@ pub(in crate::kernels) trait Isa: Copy + Sync + 'static {
 /// Work on one op that falls into independent units.
 pub(in crate::kernels) trait Task: Sync {
     /// Whether it has products of bf16: the others are not compiled once more for them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 asks"))]
     const HALVES: bool = false;
 
     /// How many units there are.
