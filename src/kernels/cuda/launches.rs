@@ -189,8 +189,9 @@ impl Kernels {
         let fills = |tiled: &&Tiled| tiles(tiled) >= self.processors;
         if rows <= FEW_ROWS || self.many.is_empty() {
             // One that takes all rows in one go, else the tallest several times.
-            let heights = FEW_TILES.map(|tile| tile.0);
-            let of = heights.into_iter().find(|of| *of >= rows).unwrap_or(heights[3]);
+            let tallest = FEW_TILES[FEW_TILES.len() - 1].0;
+            let mut heights = FEW_TILES.iter().map(|tile| tile.0);
+            let of = heights.find(|of| *of >= rows).unwrap_or(tallest);
             let first = self.few.partition_point(|tiled| tiled.tile.0 < of);
             let end = self.few.partition_point(|tiled| tiled.tile.0 <= of);
             let choice = &self.few[first..end];
