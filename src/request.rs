@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::error::Error;
 
@@ -41,6 +42,13 @@ impl Micros {
     /// In seconds.
     pub fn as_seconds(self) -> f64 {
         self.0 as f64 / 1e6
+    }
+}
+
+impl From<Duration> for Micros {
+    /// Rounded down.
+    fn from(time: Duration) -> Self {
+        Self(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
     }
 }
 

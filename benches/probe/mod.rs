@@ -110,6 +110,19 @@ mod x86 {
         32 * SUMS * ROUNDS
     }
 
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) fn bytes_vnni() -> usize {
+        let (a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)));
+        let mut sums = [_mm256_setzero_si256(); SUMS];
+        for _ in 0..ROUNDS {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+            }
+        }
+        black_box(sums);
+        32 * SUMS * ROUNDS
+    }
+
     #[target_feature(enable = "avx512f,avx512bf16")]
     pub(super) fn halves() -> usize {
         let pairs = black_box(_mm512_set1_epi32(0x3f80_3f80));
@@ -168,6 +181,9 @@ fn bytes() -> usize {
     if x86::has_wide() {
         // SAFETY: the processor has it.
         unsafe { x86::bytes_wide() }
+    } else if is_x86_feature_detected!("avxvnni") {
+        // SAFETY: the processor has it.
+        unsafe { x86::bytes_vnni() }
     } else if is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has it.
         unsafe { x86::bytes() }

@@ -13,6 +13,8 @@ pub fn threads_available() -> usize {
 pub struct Features {
     /// AVX2, FMA and F16C.
     pub avx2: bool,
+    /// The same and AVX-VNNI.
+    pub avx_vnni: bool,
     /// AVX-512 F, BW, VL and VNNI.
     pub avx512: bool,
     /// The same and AVX-512 BF16.
@@ -27,13 +29,14 @@ impl Features {
             let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
+            let avx_vnni = avx2 && is_x86_feature_detected!("avxvnni");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
             let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
-            Self { avx2, avx512, bf16 }
+            Self { avx2, avx_vnni, avx512, bf16 }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Self::default()
@@ -49,6 +52,7 @@ mod tests {
         assert!(threads_available() >= 1);
         let features = Features::detect();
         assert!(features.avx2 || !features.avx512, "every AVX-512 chip has AVX2");
+        assert!(features.avx2 || !features.avx_vnni);
         assert!(features.avx512 || !features.bf16);
         assert_eq!(features, Features::detect());
     }

@@ -11,7 +11,7 @@ use crate::engine::{Engine, Failure, Install, guarded};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::last_words::Reason;
 use crate::model::ModelState;
-use crate::request::{LaneId, Micros};
+use crate::request::LaneId;
 
 /// Steps of a lane that may fail in a row before the lane is tried.
 const FAILURES_MAX: u32 = 3;
@@ -56,7 +56,6 @@ struct Arrival {
     lane: LaneId,
     warmup: Warmup,
     began: Instant,
-    spent: Micros,
     installed: std::sync::mpsc::Sender<Result<(), StepError>>,
 }
 
@@ -126,16 +125,19 @@ impl Engine {
     pub(super) fn install(&mut self, Install { lane, model, installed }: Install) {
         // Uploading a large model is no step: nobody should take it for a hung one.
         self.links.pulse.working(false);
-        let began = Instant::now();
-        let runner = &mut self.runner;
-        if let Err(error) = guarded(|| runner.install(lane, model)) {
+        let (began, runner) = (Instant::now(), &mut self.runner);
+        let held = self.links.telemetry.occupy();
+        let result = guarded(|| runner.install(lane, model));
+        self.links.telemetry.load_finished(lane, began.elapsed().into());
+        drop(held);
+        if let Err(error) = result {
             self.count(&error);
             // Whoever loads models waits for the answer; without anybody it does not matter.
             let _ = installed.send(Err(error));
             return;
         }
         let warmup = Warmup::new(&self.lanes.lanes[usize::from(lane.0)].trial, self.lanes.scratch);
-        let arrival = Arrival { lane, warmup, began, spent: Micros(0), installed };
+        let arrival = Arrival { lane, warmup, began, installed };
         self.lanes.arrivals.push_back(arrival);
     }
 
@@ -198,8 +200,8 @@ impl Engine {
         let Some(mut arrival) = self.lanes.arrivals.pop_front() else { return Ok(()) };
         let (started, runner) = (Instant::now(), &mut *self.runner);
         let done = guarded(|| arrival.warmup.advance(runner));
-        arrival.spent = arrival.spent.plus(Micros(started.elapsed().as_micros() as u64));
-        let Arrival { lane, began, spent, .. } = arrival;
+        let Arrival { lane, began, .. } = arrival;
+        self.links.telemetry.load_finished(lane, started.elapsed().into());
         let told = match done {
             Ok(None) => {
                 self.lanes.arrivals.push_front(arrival);
@@ -216,7 +218,6 @@ impl Engine {
                 Err(error)
             }
         };
-        self.links.telemetry.load_finished(lane, spent);
         let fatal = told.as_ref().err().filter(|error| error.kind == StepErrorKind::Fatal);
         let failure = fatal.map(Failure::device);
         let _ = arrival.installed.send(told);

@@ -35,7 +35,7 @@ use crate::lifecycle::last_words::Reason;
 use crate::lifecycle::watchdog::Pulse;
 use crate::request::{Event, LaneId, Micros, Request, RequestId, Sink, Submission, TenantId};
 use crate::scheduler::step::{Outcome, SlotId, Step};
-use crate::scheduler::{Load, Said, Scheduler};
+use crate::scheduler::{LaneLoad, Load, Said, Scheduler};
 use crate::telemetry::{StepReport, Telemetry};
 
 /// One step's events, each with the way to its request.
@@ -118,13 +118,14 @@ pub struct Engine {
     /// Rows of a step by tenant.
     tenants: Vec<(TenantId, u32)>,
     load: Load,
+    /// Whether a request came whose place the published load does not show.
+    unseen: bool,
 }
 
 /// A request about which something is still to be said.
 struct Live {
     sink: Sink,
     lane: LaneId,
-    tenant: TenantId,
     /// Device time charged for its rows so far.
     busy: Micros,
 }
@@ -137,7 +138,7 @@ struct Slot {
 
 impl Live {
     fn new(request: &Request, sink: Sink) -> Self {
-        Self { sink, lane: request.lane, tenant: request.tenant, busy: Micros(0) }
+        Self { sink, lane: request.lane, busy: Micros(0) }
     }
 }
 
@@ -159,6 +160,7 @@ impl Engine {
             gone: Vec::new(),
             tenants: Vec::new(),
             load: Load::default(),
+            unseen: false,
         }
     }
 
@@ -204,6 +206,7 @@ impl Engine {
         for slot in 0..self.slots.len() {
             while !trial && self.slots[slot].steps.len() < self.depth && self.dispatch(slot)? {}
         }
+        self.show();
         let mut idle = true;
         for slot in 0..self.slots.len() {
             // A trial waits until nothing else is on the device.
@@ -243,10 +246,20 @@ impl Engine {
                 live.sink.scheduled(note.waited);
             }
         }
+        self.show();
         let runner = &mut self.runner;
         match guarded(|| runner.submit(&step)) {
             Ok(()) => self.slots[slot].steps.push_back(step),
-            Err(error) => self.step_failed(step, &error)?,
+            Err(error) => {
+                // Steps of a slot end in order: those before it are on the device. From one that
+                // is dead nothing comes back.
+                while error.kind != StepErrorKind::Fatal
+                    && let Some(before) = self.slots[slot].steps.pop_front()
+                {
+                    self.take_in(before)?;
+                }
+                self.step_failed(step, &error)?;
+            }
         }
         Ok(true)
     }
@@ -318,14 +331,12 @@ impl Engine {
         let part = |of: u32| Micros(busy.0 * u64::from(of) / u64::from(rows.max(1)));
         self.tenants.clear();
         for span in &step.spans {
-            let mut tenant = TenantId::default();
             if let Some(live) = self.live.get_mut(&span.request) {
                 live.busy = live.busy.plus(part(span.len() as u32));
-                tenant = live.tenant;
             }
             match self.tenants.last_mut() {
-                Some((last, rows)) if *last == tenant => *rows += span.len() as u32,
-                _ => self.tenants.push((tenant, span.len() as u32)),
+                Some((last, rows)) if *last == span.tenant => *rows += span.len() as u32,
+                _ => self.tenants.push((span.tenant, span.len() as u32)),
             }
         }
         let report = StepReport {
@@ -360,6 +371,7 @@ impl Engine {
         }
         self.live.insert(request.id, Live::new(&request, sink));
         self.scheduler.admit(request);
+        self.unseen = true;
     }
 
     /// A receiver that is gone is a client that is gone.
@@ -396,6 +408,15 @@ impl Engine {
     fn publish(&mut self) {
         self.scheduler.load(&mut self.load);
         self.links.telemetry.publish(&self.load);
+        self.unseen = false;
+    }
+
+    /// Publishes what came in, before a step whose time it would not be seen: admission is bounded
+    /// by what is published. After a plan, so that what can start at once is not shown as waiting.
+    fn show(&mut self) {
+        if self.unseen {
+            self.publish();
+        }
     }
 
     /// Blocks until a request or a model comes or the phase changes; no longer than a tick while
@@ -441,7 +462,9 @@ impl Engine {
             batch.push((sink, Event::Failed(error.clone())));
         }
         let _ = self.links.deliveries.send(batch);
-        self.load = Load::default();
+        // For each lane, or its last figures would stand.
+        let lanes = vec![LaneLoad::default(); self.load.lanes.len()];
+        self.load = Load { lanes, ..Load::default() };
         self.links.telemetry.publish(&self.load);
     }
 }

@@ -11,7 +11,7 @@ use crate::kernels::batch::{Batch, BatchSpan, KvMap};
 use crate::kernels::cpu::executor::{Draw, Executor, Refine, Refined};
 use crate::kernels::ops::Buf;
 use crate::kernels::sample::adjust::Past;
-use crate::request::{LaneId, Micros, TokenId};
+use crate::request::{LaneId, TokenId};
 use crate::scheduler::step::{
     BlockCopy, BlockId, Grant, Input, MAX_SEATS, Outcome, Output, SlotId, Span, Step,
 };
@@ -173,7 +173,7 @@ impl Runner for ModelRunner {
         let mut outcome = self.done.take().unwrap_or_default();
         outcome.clear();
         self.compute(step, &mut outcome)?;
-        outcome.elapsed = Micros(started.elapsed().as_micros() as u64);
+        outcome.elapsed = started.elapsed().into();
         self.done = Some(outcome);
         Ok(())
     }

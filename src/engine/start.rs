@@ -310,7 +310,7 @@ impl Startup {
                 .timed_load(model, &lane.opened, lane.lane.1)
                 .map_err(|source| StartError::Load { model: model.name.clone(), source })?;
             loaded.push(Some(ready));
-            self.telemetry.load_finished(model.lane, micros(started));
+            self.telemetry.load_finished(model.lane, started.elapsed().into());
             drop(held);
         }
         Ok(loaded)
@@ -449,18 +449,22 @@ impl Startup {
             let trial = Trial { lane: model.lane, config: config.clone(), context: lane.1.context };
             let preloaded = loaded.is_some();
             if let Some(loaded) = loaded {
+                let held = self.telemetry.occupy();
+                let started = Instant::now();
                 let installed = runner.install(model.lane, loaded);
                 installed.map_err(|source| match source.kind {
                     StepErrorKind::Memory => StartError::Memory(source.to_string()),
                     _ => StartError::WarmUp { model: model.name.clone(), source },
                 })?;
                 config.cost = self.warm_up(runner, model, (&trial, scratch))?;
+                self.telemetry.load_finished(model.lane, started.elapsed().into());
+                drop(held);
                 self.set_state(model, ModelState::Ready);
             }
             tried.push((trial, preloaded));
             configs.push(config);
         }
-        let [step_target, quiet_target] = targets.map(|of| Micros(of.as_micros() as u64));
+        let [step_target, quiet_target] = targets.map(Micros::from);
         let config = SchedulerConfig {
             step_target,
             quiet_target,
@@ -477,21 +481,12 @@ impl Startup {
         model: &Model,
         (trial, scratch): (&Trial, Scratch),
     ) -> Result<(Micros, Micros), StartError> {
-        let held = self.telemetry.occupy();
         let started = Instant::now();
         let cost = warmup::measure(runner, trial, scratch)
             .map_err(|source| StartError::WarmUp { model: model.name.clone(), source })?;
-        let elapsed = started.elapsed();
-        self.telemetry.stage_finished(model.lane, "warm", elapsed);
-        self.telemetry.load_finished(model.lane, micros(started));
-        drop(held);
+        self.telemetry.stage_finished(model.lane, "warm", started.elapsed());
         let (fixed, row) = (cost.0.0, cost.1.0);
         tracing::debug!(model = model.name, fixed, row, "first step cost in microseconds");
         Ok(cost)
     }
-}
-
-/// Time since `started`.
-fn micros(started: Instant) -> Micros {
-    Micros(started.elapsed().as_micros() as u64)
 }

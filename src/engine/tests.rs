@@ -23,7 +23,7 @@ use crate::request::{
     Detail, Encode, Event, Events, Finish, Generate, LaneId, Micros, Request, RequestId, Sampling,
     Sink, Submission, Task, TenantId, Text, Yield,
 };
-use crate::scheduler::{LaneConfig, LaneKind, Scheduler, SchedulerConfig};
+use crate::scheduler::{LaneConfig, LaneKind, LaneLoad, Scheduler, SchedulerConfig};
 use crate::telemetry::{Setup, Telemetry};
 
 /// An engine on its thread, with both ends of its links.
@@ -51,6 +51,11 @@ impl Bench {
 
     /// Lanes with `true` have a model from the start.
     fn over(device: FakeDevice, script: Script, loaded: [bool; 2]) -> Self {
+        Self::deep(device, script, loaded, 1)
+    }
+
+    /// With up to `depth` steps on the device.
+    fn deep(device: FakeDevice, script: Script, loaded: [bool; 2], depth: u8) -> Self {
         let cost = (Micros(100), Micros(10));
         let lane = |kind| LaneConfig { weight: 1.0, kind, rows_max: 64, cost };
         let generate = LaneKind::Generate {
@@ -64,7 +69,7 @@ impl Bench {
             step_target: Micros(10_000),
             quiet_target: Micros(0),
             slots: 1,
-            depth: 1,
+            depth,
             kv_pages: 16,
         };
         let lanes = vec![lane(generate), lane(LaneKind::Encode)];
@@ -107,7 +112,7 @@ impl Bench {
         let engine = std::thread::spawn(move || {
             let _entered = handle.enter();
             let runner = Box::new(FaultyRunner::new(Box::new(FakeRunner::new(device)), script));
-            let machine = Machine { runner, lanes: lanes_of_machine, slots: (1, 1) };
+            let machine = Machine { runner, lanes: lanes_of_machine, slots: (1, depth) };
             Engine::new(scheduler, machine, links).run()
         });
         Self {
@@ -241,6 +246,31 @@ fn closing_cuts_what_runs_and_says_so() {
         let heard = bench.hear(events);
         assert_eq!(failure(&heard), Some(ErrorKind::Cut));
     }
+    let load = bench.telemetry.snapshot().load;
+    assert_eq!(load.lanes.len(), 2);
+    assert!(load.lanes.iter().all(|lane| *lane == LaneLoad::default()), "nobody is left");
+    assert!(bench.telemetry.render().contains("sconce_model_requests_running{model=\"chat\"} 0\n"));
+}
+
+#[test]
+fn requests_are_seen_while_the_step_that_takes_them_in_runs() {
+    let step = Duration::from_millis(400);
+    let mut bench = Bench::new(FakeDevice { step, ..device() });
+    let asked: Vec<Events> = (0..3).map(|_| bench.generate(1)).collect();
+    let held = || {
+        let snapshot = bench.telemetry.snapshot();
+        let lanes = snapshot.load.lanes.iter();
+        (snapshot.inbox, lanes.map(|lane| lane.running + lane.waiting).sum::<u32>())
+    };
+    let started = std::time::Instant::now();
+    // The first is taken in alone, or with others.
+    while bench.inbox.capacity() < bench.inbox.max_capacity() {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(held(), (0, 3), "{:?}", started.elapsed());
+    asked.into_iter().for_each(|events| assert_eq!(tokens(&bench.hear(events)).len(), 1));
 }
 
 #[test]
@@ -265,11 +295,15 @@ fn a_client_that_goes_away_frees_its_place() {
 
 #[test]
 fn device_time_is_charged_to_who_asks() {
-    let step = Duration::from_millis(2);
-    let mut bench = Bench::new(FakeDevice { step, ..device() });
+    // The third token ends the answer, when the step after it is on the device.
+    let (step, vocabulary) = (Duration::from_millis(2), vec![9, 6, 7, 5, 6]);
+    let device = FakeDevice { step, vocabulary, ..device() };
+    let mut bench = Bench::deep(device, Script::Steps(vec![]), [true, true], 2);
     bench.tenant = bench.telemetry.tenant("acme").unwrap();
     let events = bench.generate(4);
-    bench.hear(events);
+    assert_eq!(tokens(&bench.hear(events)), [5, 6]);
+    bench.phase.send(Phase::Closing).unwrap();
+    bench.end();
     let page = bench.telemetry.render();
     let seconds = |tenant: &str| -> f64 {
         let name = "sconce_tenant_device_seconds_total";

@@ -3,7 +3,7 @@
 //! request gets, so they may run while others serve.
 
 use crate::engine::runner::{Runner, StepError};
-use crate::request::{LaneId, Micros, RequestId, Sampling};
+use crate::request::{LaneId, Micros, RequestId, Sampling, TenantId};
 use crate::scheduler::step::{
     BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Span, Step, StepKind, TRIAL_SEAT,
 };
@@ -139,6 +139,7 @@ fn step(trial: &Trial, scratch: Scratch, rows: usize) -> Step {
     };
     step.spans.push(Span {
         request: RequestId(u64::MAX),
+        tenant: TenantId::default(),
         part: 0,
         rows: 0..rows as u32,
         start: 0,

@@ -8,7 +8,7 @@ use super::slab::Slab;
 use super::step::{Input, Output, Span, StepKind};
 use super::turn::{CommitTurn, PlanTurn, Result};
 use crate::error::Error;
-use crate::request::{Encode, Event, Finish, Micros, Request, RequestId, Text, Usage, Yield};
+use crate::request::{Encode, Event, Finish, Micros, Request, RequestId, TenantId, Text, Usage, Yield};
 
 /// Requests of one encoding model.
 ///
@@ -32,6 +32,7 @@ pub(super) struct EncodeLane {
 #[derive(Debug)]
 pub(super) struct Encoding {
     pub(super) id: RequestId,
+    tenant: TenantId,
     pub(super) arrived: Micros,
     inputs: Vec<Text>,
     yields: Yield,
@@ -83,6 +84,7 @@ impl EncodeLane {
         }
         let encoding = Encoding {
             id: request.id,
+            tenant: request.tenant,
             arrived: request.arrived,
             inputs: task.inputs,
             yields: task.yields,
@@ -126,6 +128,7 @@ impl EncodeLane {
             turn.step.tokens.extend_from_slice(tokens);
             turn.step.spans.push(Span {
                 request: encoding.id,
+                tenant: encoding.tenant,
                 part,
                 rows: first..first + rows,
                 start: 0,

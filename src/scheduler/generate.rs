@@ -321,6 +321,7 @@ impl GenerateLane {
         step.blocks.extend_from_slice(&sequence.blocks[..covering]);
         step.spans.push(Span {
             request: sequence.id,
+            tenant: sequence.tenant,
             part: 0,
             rows: first_row..first_row + rows,
             start,

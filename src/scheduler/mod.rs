@@ -101,7 +101,7 @@ pub struct Load {
 }
 
 /// One lane's part of [`Load`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct LaneLoad {
     /// Requests waiting for the device, preempted ones included.
     pub waiting: u32,

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::request::{Detail, LaneId, Logprobs, Micros, RequestId, Sampling, TokenId};
+use crate::request::{Detail, LaneId, Logprobs, Micros, RequestId, Sampling, TenantId, TokenId};
 
 /// Numbers planned steps; strictly increasing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -140,6 +140,8 @@ pub struct SpanDetail {
 pub struct Span {
     /// Whose.
     pub request: RequestId,
+    /// Who pays for it.
+    pub tenant: TenantId,
     /// Which input of the request (0 for generations).
     pub part: u32,
     /// Its rows in the step.

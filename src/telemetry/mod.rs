@@ -465,7 +465,7 @@ impl Default for Setup {
 impl Clock {
     /// Time since the server started.
     pub fn now(self) -> Micros {
-        Micros(self.0.elapsed().as_micros() as u64)
+        self.0.elapsed().into()
     }
 }
 

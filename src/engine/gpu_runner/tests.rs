@@ -11,7 +11,7 @@ use crate::kernels::cuda::emulator::Emulator;
 use crate::kernels::ops::{Embed, Gather, KvShape, Op, Rows};
 use crate::kernels::packed::Packed;
 use crate::model::ModelTask;
-use crate::request::{RequestId, Sampling};
+use crate::request::{RequestId, Sampling, TenantId};
 use crate::scheduler::step::{BlockId, Grant, Seat, Span};
 
 const VOCABULARY: usize = 48;
@@ -53,6 +53,7 @@ fn step(start: u32, tokens: &[u32], input: Input) -> Step {
         grants,
         spans: vec![Span {
             request: RequestId(1),
+            tenant: TenantId::default(),
             part: 0,
             rows: 0..rows,
             start,

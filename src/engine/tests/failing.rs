@@ -23,6 +23,10 @@ impl Bench {
         Self::over(device, script, [true, true])
     }
 
+    fn failing_at(depth: u8, device: FakeDevice, script: Script) -> Self {
+        Self::deep(device, script, [true, true], depth)
+    }
+
     fn embed(&mut self, inputs: usize) -> Events {
         let inputs = (0..inputs).map(|_| Text::single(vec![7; 20])).collect();
         self.ask(EMBED, Task::Encode(Encode { inputs, yields: Yield::Answer }))
@@ -43,8 +47,9 @@ impl Bench {
 
 #[test]
 fn a_panic_in_a_step_fails_that_batch_only() {
-    for fault in [Fault::Panic, Fault::Step, Fault::Device(DeviceFault::Call)] {
-        let mut bench = Bench::failing(device(), at(&[1], fault));
+    let faults = [Fault::Panic, Fault::Step, Fault::Device(DeviceFault::Call)];
+    for (fault, depth) in faults.into_iter().flat_map(|fault| [(fault, 1), (fault, 2)]) {
+        let mut bench = Bench::failing_at(depth, device(), at(&[1], fault));
         let events = bench.generate(4);
         let heard = bench.hear(events);
         assert_eq!(tokens(&heard), [8]);
@@ -128,21 +133,23 @@ fn requests_that_fail_by_themselves_cost_nobody_else_the_model() {
 
 #[test]
 fn a_step_that_finds_no_memory_is_done_later_in_smaller_parts() {
-    // The first steps of each kind, in full and then by half, find no memory.
-    let script = at(&[0, 1, 3, 5], Fault::Device(DeviceFault::Memory));
-    let mut bench = Bench::failing(device(), script);
-    let running: Vec<Events> = (0..5).map(|_| bench.generate(6)).collect();
-    let encoding = bench.embed(7);
-    for events in running {
-        let heard = bench.hear(events);
-        assert_eq!(tokens(&heard), [8, 5, 6, 7, 8, 5], "nothing lost, nothing twice");
+    for depth in [1, 2] {
+        // The first steps of each kind, in full and then by half, find no memory.
+        let script = at(&[0, 1, 3, 5], Fault::Device(DeviceFault::Memory));
+        let mut bench = Bench::failing_at(depth, device(), script);
+        let running: Vec<Events> = (0..5).map(|_| bench.generate(6)).collect();
+        let encoding = bench.embed(7);
+        for events in running {
+            let heard = bench.hear(events);
+            assert_eq!(tokens(&heard), [8, 5, 6, 7, 8, 5], "nothing lost, nothing twice");
+            assert!(matches!(heard.last(), Some(Event::Done { .. })));
+        }
+        let heard = bench.hear(encoding);
+        assert_eq!(heard.len(), 8, "{heard:?}");
         assert!(matches!(heard.last(), Some(Event::Done { .. })));
+        assert_eq!((bench.errors("memory"), bench.errors("fatal")), (4.0, 0.0));
+        bench.stop();
     }
-    let heard = bench.hear(encoding);
-    assert_eq!(heard.len(), 8, "{heard:?}");
-    assert!(matches!(heard.last(), Some(Event::Done { .. })));
-    assert_eq!((bench.errors("memory"), bench.errors("fatal")), (4.0, 0.0));
-    bench.stop();
 }
 
 #[test]

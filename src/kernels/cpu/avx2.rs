@@ -1,4 +1,4 @@
-//! The AVX2 set: 16 lanes are two registers.
+//! The AVX2 set, also with AVX-VNNI: 16 lanes are two registers.
 
 #![allow(unsafe_code)]
 
@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use products::{
-    add_products, add_signed_products, add_wide_products, exact, floats, high_halves, lines,
-    low_halves,
+    add_dots, add_products, add_signed_products, add_wide_products, exact, floats, high_halves,
+    lines, low_halves,
 };
 
 use super::isa::{Isa, LANES, Task};
@@ -16,9 +16,9 @@ use crate::kernels::packed::{GROUP, HALF_LEAST};
 
 mod products;
 
-/// A processor with AVX2, FMA and F16C.
+/// A processor with AVX2, FMA and F16C; and AVX-VNNI if `VNNI`.
 #[derive(Clone, Copy)]
-struct Avx2;
+struct Avx2<const VNNI: bool>;
 
 /// Runs `units` of `task` with AVX2.
 ///
@@ -26,7 +26,16 @@ struct Avx2;
 /// The processor has the features that are enabled here.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<T: Task>(task: &T, units: Range<usize>) {
-    task.run(Avx2, units);
+    task.run(Avx2::<false>, units);
+}
+
+/// Runs `units` of `task` with AVX2 and AVX-VNNI.
+///
+/// # Safety
+/// The processor has the features that are enabled here.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn run_vnni<T: Task>(task: &T, units: Range<usize>) {
+    task.run(Avx2::<true>, units);
 }
 
 type Pair = [__m256; 2];
@@ -36,9 +45,82 @@ fn both(f: impl Fn(usize) -> __m256) -> Pair {
     [f(0), f(1)]
 }
 
-// SAFETY, for every block below: a value of `Avx2` is made only by `run`, whose caller promises
-// the instructions; what else a method needs is its own caller's promise.
-impl Isa for Avx2 {
+// SAFETY, for every block below: a value of `Avx2` is made only by `run` and `run_vnni`, whose
+// callers promise the instructions; what else a method needs is its own caller's promise.
+impl<const VNNI: bool> Avx2<VNNI> {
+    /// For each row the exact sums of products of 4-bit values, in `LINES` times 64 bytes, with
+    /// the row's quads from `first` on.
+    ///
+    /// # Safety
+    /// `weights` has so many bytes, and a row `2 × LINES` quads from there on.
+    #[inline(always)]
+    unsafe fn dots_of_halves<const R: usize, const LINES: usize>(
+        weights: *const u8,
+        rows: &[[i8; GROUP]; R],
+        first: usize,
+    ) -> [Pair; R] {
+        // SAFETY: the caller's promise, and see above.
+        unsafe {
+            let mut sums = [[_mm256_setzero_si256(); 2]; R];
+            for j in 0..LINES {
+                let (packed, quad) = (lines(weights.add(j * 64)), first + 2 * j);
+                if VNNI {
+                    add_dots(low_halves(packed), rows, quad, &mut sums);
+                    add_dots(high_halves(packed), rows, quad + 1, &mut sums);
+                } else {
+                    // Sums of two products are at most 2 × 15 × 127, eight of them fit 16 bits.
+                    add_products(low_halves(packed), rows, quad, &mut sums);
+                    add_products(high_halves(packed), rows, quad + 1, &mut sums);
+                }
+            }
+            if VNNI { floats(sums) } else { exact(sums) }
+        }
+    }
+
+    /// For each row the exact sums of products of bytes, in `LINES` times 64, with the row's quads
+    /// from `first` on. Two products fit 16 bits.
+    ///
+    /// # Safety
+    /// As [`Self::dots_of_halves`], with `LINES` quads.
+    #[inline(always)]
+    unsafe fn dots_of_bytes<const R: usize, const LINES: usize>(
+        weights: *const u8,
+        rows: &[[i8; GROUP]; R],
+        first: usize,
+    ) -> [Pair; R] {
+        // SAFETY: the caller's promise, and see above.
+        unsafe {
+            let mut dots = [[_mm256_setzero_si256(); 2]; R];
+            for j in 0..LINES {
+                let bytes = lines(weights.add(j * 64));
+                match VNNI {
+                    true => add_dots(bytes, rows, first + j, &mut dots),
+                    false => add_wide_products(bytes, rows, first + j, &mut dots),
+                }
+            }
+            floats(dots)
+        }
+    }
+
+    /// Sums of products with weights that are `offset` too large, less `offset` times the sums of
+    /// each row's bytes: all three are integers below 2^24, so this is exact.
+    #[inline(always)]
+    fn without_offset<const R: usize>(
+        self,
+        mut dots: [Pair; R],
+        offset: u8,
+        sums: &[f32; R],
+    ) -> [Pair; R] {
+        let offset = self.splat(-f32::from(offset));
+        for r in 0..R {
+            dots[r] = self.fma(offset, self.splat(sums[r]), dots[r]);
+        }
+        dots
+    }
+}
+
+// SAFETY, for every block below: as above.
+impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type F = Pair;
     type H = [__m256i; 2];
 
@@ -232,17 +314,8 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn dot_q4<const R: usize>(self, weights: &[u8; 256], rows: &[[i8; GROUP]; R]) -> [Pair; R] {
-        // SAFETY: see above; 4 vectors of 64 bytes, 8 quads a row.
-        unsafe {
-            // Sums of two products are at most 2 × 15 × 127, eight of them fit 16 bits.
-            let mut words = [[_mm256_setzero_si256(); 2]; R];
-            for j in 0..4 {
-                let packed = lines(weights.as_ptr().add(j * 64));
-                add_products(low_halves(packed), rows, 2 * j, &mut words);
-                add_products(high_halves(packed), rows, 2 * j + 1, &mut words);
-            }
-            exact(words)
-        }
+        // SAFETY: 4 vectors of 64 bytes, 8 quads a row.
+        unsafe { Self::dots_of_halves::<R, 4>(weights.as_ptr(), rows, 0) }
     }
 
     #[inline(always)]
@@ -250,10 +323,14 @@ impl Isa for Avx2 {
         self,
         weights: &[u8; 512],
         rows: &[[i8; GROUP]; R],
-        _sums: &[f32; R],
+        sums: &[f32; R],
     ) -> [Pair; R] {
         // SAFETY: see above; 8 vectors of 64 bytes, 8 quads a row.
         unsafe {
+            if VNNI {
+                let dots = Self::dots_of_bytes::<R, 8>(weights.as_ptr(), rows, 0);
+                return self.without_offset(dots, 128, sums);
+            }
             let mut dots = [[_mm256_setzero_si256(); 2]; R];
             for j in 0..8 {
                 let (offset, [a, b]) =
@@ -272,22 +349,9 @@ impl Isa for Avx2 {
         rows: &[[i8; GROUP]; R],
         sums: &[f32; R],
     ) -> [Pair; R] {
-        // SAFETY: see above; 8 vectors of 64 bytes, 8 quads a row.
-        unsafe {
-            let mut dots = [[_mm256_setzero_si256(); 2]; R];
-            for j in 0..8 {
-                // Two products are at most 2 × 180 × 90 and fit 16 bits.
-                add_wide_products(lines(weights.as_ptr().add(j * 64)), rows, j, &mut dots);
-            }
-            // Weights are 90 too large, so the sum is by 90 Σq; all three are integers below 2^24,
-            // so this is exact.
-            let offset = self.splat(-f32::from(QuantBuf::LOW));
-            let mut exact = floats(dots);
-            for r in 0..R {
-                exact[r] = self.fma(offset, self.splat(sums[r]), exact[r]);
-            }
-            exact
-        }
+        // SAFETY: 8 vectors of 64 bytes, 8 quads a row. Two products are at most 2 × 180 × 90.
+        let dots = unsafe { Self::dots_of_bytes::<R, 8>(weights.as_ptr(), rows, 0) };
+        self.without_offset(dots, QuantBuf::LOW.unsigned_abs(), sums)
     }
 
     #[inline(always)]
@@ -307,18 +371,8 @@ impl Isa for Avx2 {
         half: usize,
     ) -> [Pair; R] {
         assert!(half < 2);
-        // SAFETY: see above; 2 vectors of 64 bytes, 4 quads half a row.
-        unsafe {
-            // As in `dot_q4`, half as many.
-            let mut words = [[_mm256_setzero_si256(); 2]; R];
-            for j in 0..2 {
-                let packed = lines(weights.as_ptr().add(j * 64));
-                let quad = 4 * half + 2 * j;
-                add_products(low_halves(packed), rows, quad, &mut words);
-                add_products(high_halves(packed), rows, quad + 1, &mut words);
-            }
-            exact(words)
-        }
+        // SAFETY: 2 vectors of 64 bytes, 4 quads half a row.
+        unsafe { Self::dots_of_halves::<R, 2>(weights.as_ptr(), rows, 4 * half) }
     }
 
     #[inline(always)]
@@ -329,15 +383,8 @@ impl Isa for Avx2 {
         half: usize,
     ) -> [Pair; R] {
         assert!(half < 2);
-        // SAFETY: see above; 4 vectors of 64 bytes, 4 quads half a row.
-        unsafe {
-            let mut dots = [[_mm256_setzero_si256(); 2]; R];
-            for j in 0..4 {
-                // Two products are at most 2 × 127 × 127 and fit 16 bits.
-                let weights = lines(weights.as_ptr().add(j * 64));
-                add_wide_products(weights, rows, 4 * half + j, &mut dots);
-            }
-            floats(dots)
-        }
+        // SAFETY: 4 vectors of 64 bytes, 4 quads half a row. Two products are at most
+        // 2 × 127 × 127.
+        unsafe { Self::dots_of_bytes::<R, 4>(weights.as_ptr(), rows, 4 * half) }
     }
 }

@@ -186,6 +186,9 @@ pub(in crate::kernels) trait Task: Sync {
     /// Whether it has products of bf16: the others are not compiled once more for them.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 asks"))]
     const HALVES: bool = false;
+    /// Whether it has products of bytes: as above, for AVX-VNNI.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-VNNI asks"))]
+    const BYTES: bool = false;
 
     /// How many units there are.
     fn units(&self) -> usize;
@@ -200,6 +203,8 @@ pub enum SetKind {
     Reference,
     /// AVX2, FMA, F16C.
     Avx2,
+    /// The same and AVX-VNNI.
+    AvxVnni,
     /// AVX-512 F, BW, VL, VNNI.
     Avx512,
     /// The same and AVX-512 BF16.
@@ -208,8 +213,8 @@ pub enum SetKind {
 
 impl SetKind {
     /// Every set, slowest first.
-    pub const ALL: [SetKind; 4] =
-        [SetKind::Reference, SetKind::Avx2, SetKind::Avx512, SetKind::Avx512Bf16];
+    pub const ALL: [SetKind; 5] =
+        [SetKind::Reference, SetKind::Avx2, SetKind::AvxVnni, SetKind::Avx512, SetKind::Avx512Bf16];
 
     /// The fastest set that this processor runs.
     pub fn detect() -> Self {
@@ -221,6 +226,7 @@ impl SetKind {
         match self {
             SetKind::Reference => true,
             SetKind::Avx2 => Features::detect().avx2,
+            SetKind::AvxVnni => Features::detect().avx_vnni,
             SetKind::Avx512 => Features::detect().avx512,
             SetKind::Avx512Bf16 => Features::detect().bf16,
         }
@@ -241,6 +247,7 @@ impl SetKind {
         match self {
             SetKind::Reference => "reference",
             SetKind::Avx2 => "avx2",
+            SetKind::AvxVnni => "avxvnni",
             SetKind::Avx512 => "avx512",
             SetKind::Avx512Bf16 => "avx512bf16",
         }
@@ -267,7 +274,10 @@ impl Set {
             SetKind::Reference => task.run(Scalar, units),
             // SAFETY: `new` has seen that the processor has the instructions.
             #[cfg(target_arch = "x86_64")]
-            SetKind::Avx2 => unsafe { super::avx2::run(task, units) },
+            SetKind::AvxVnni if T::BYTES => unsafe { super::avx2::run_vnni(task, units) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            SetKind::Avx2 | SetKind::AvxVnni => unsafe { super::avx2::run(task, units) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             SetKind::Avx512Bf16 if T::HALVES => unsafe { super::avx512::run_bf16(task, units) },

@@ -180,6 +180,8 @@ impl<'a> LinearTask<'a> {
 }
 
 impl Task for LinearTask<'_> {
+    const BYTES: bool = true;
+
     fn units(&self) -> usize {
         self.blocks.units()
     }

@@ -161,6 +161,7 @@ fn encode(name: &str, output: Output) -> (Json, Vec<Vec<f32>>) {
         let second = case["second"].as_u64().map(|second| second as u32);
         step.spans.push(Span {
             request: RequestId(index as u64),
+            tenant: TenantId::default(),
             part: 0,
             rows: first..step.tokens.len() as u32,
             start: 0,

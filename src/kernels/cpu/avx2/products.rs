@@ -83,7 +83,6 @@ macro_rules! by_fours {
                     a3 = inout(ymm_reg) *a3,
                     b3 = inout(ymm_reg) *b3,
                     quad = out(ymm_reg) _,
-                    products = out(ymm_reg) _,
                     options(pure, readonly, nostack, preserves_flags),
                 );
             }
@@ -98,7 +97,6 @@ macro_rules! by_fours {
                     a = inout(ymm_reg) *a,
                     b = inout(ymm_reg) *b,
                     quad = out(ymm_reg) _,
-                    products = out(ymm_reg) _,
                     options(pure, readonly, nostack, preserves_flags),
                 );
             }
@@ -141,7 +139,12 @@ pub(super) unsafe fn add_products<const R: usize>(
     quad: usize,
     words: &mut [[__m256i; 2]; R],
 ) {
-    by_fours!(products, words, rows, quad, low = in(ymm_reg) low, high = in(ymm_reg) high,);
+    by_fours!(
+        products, words, rows, quad,
+        low = in(ymm_reg) low,
+        high = in(ymm_reg) high,
+        products = out(ymm_reg) _,
+    );
 }
 
 /// One row's part of [`add_signed_products`].
@@ -274,5 +277,38 @@ pub(super) unsafe fn add_wide_products<const R: usize>(
         low = in(ymm_reg) low,
         high = in(ymm_reg) high,
         ones = in(ymm_reg) _mm256_set1_epi16(1),
+        products = out(ymm_reg) _,
     );
+}
+
+/// One row's part of [`add_dots`].
+macro_rules! dots {
+    ($at:literal, $low:literal, $high:literal) => {
+        concat!(
+            "vpbroadcastd {quad}, dword ptr [{from} + ",
+            $at,
+            "]\n",
+            "{{vex}} vpdpbusd {",
+            $low,
+            "}, {low}, {quad}\n",
+            "{{vex}} vpdpbusd {",
+            $high,
+            "}, {high}, {quad}\n",
+        )
+    };
+}
+
+/// Adds the products of unsigned bytes with quad `quad` of each row, in fours.
+///
+/// # Safety
+/// As [`add_products`], and the processor has AVX-VNNI.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn add_dots<const R: usize>(
+    [low, high]: [__m256i; 2],
+    rows: &[[i8; GROUP]; R],
+    quad: usize,
+    dots: &mut [[__m256i; 2]; R],
+) {
+    by_fours!(dots, dots, rows, quad, low = in(ymm_reg) low, high = in(ymm_reg) high,);
 }
