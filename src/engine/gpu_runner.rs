@@ -171,6 +171,8 @@ impl Runner for GpuRunner {
     fn install(&mut self, lane: LaneId, model: LoadedModel) -> Result<(), StepError> {
         let index = lane.0 as usize;
         let program = &model.program;
+        // What was there is given back first.
+        self.lanes[index] = Lane::default();
         let installed = self.executor.install(index, program);
         let bytes = installed.map_err(|error| match error.device() {
             Some(device) => failed(&device.clone().into()),

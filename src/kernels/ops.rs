@@ -83,6 +83,25 @@ impl Op {
             Op::Pool(op) => Some(op.input.into()),
         }
     }
+
+    /// The rows that it writes, besides keys and values.
+    pub fn output(&self) -> Activation {
+        match self {
+            Op::Embed(op) => op.output.into(),
+            Op::Norm(op) => op.output,
+            Op::Linear(op) => op.output.into(),
+            Op::HeadNorm(op) => op.qkv.into(),
+            Op::HalfLinear(op) => op.output,
+            Op::Convert(op) => op.output,
+            Op::RopeStore(op) => op.qkv.into(),
+            Op::Rope(op) => op.qkv.into(),
+            Op::PagedAttention(op) => op.output,
+            Op::PackedAttention(op) => op.output,
+            Op::GatedSilu(op) => op.output,
+            Op::Gather(op) => op.output.into(),
+            Op::Pool(op) => op.output.into(),
+        }
+    }
 }
 
 /// What a [`Linear`] reads: f32 rows for f32 weights, quantised rows for quantised weights; and

@@ -8,7 +8,9 @@ use super::slab::Slab;
 use super::step::{Input, Output, Span, StepKind};
 use super::turn::{CommitTurn, PlanTurn, Result};
 use crate::error::Error;
-use crate::request::{Encode, Event, Finish, Micros, Request, RequestId, TenantId, Text, Usage, Yield};
+use crate::request::{
+    Encode, Event, Finish, Micros, Request, RequestId, TenantId, Text, Usage, Yield,
+};
 
 /// Requests of one encoding model.
 ///

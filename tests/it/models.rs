@@ -11,7 +11,7 @@ use sconce::engine::runner::Runner;
 use sconce::kernels::cpu::executor::Executor;
 use sconce::kernels::cpu::isa::SetKind;
 use sconce::model::Dtype;
-use sconce::request::{Adjustment, Detail, LaneId, Micros, RequestId, Sampling};
+use sconce::request::{Adjustment, Detail, LaneId, Micros, RequestId, Sampling, TenantId};
 use sconce::scheduler::step::{
     BLOCK_TOKENS, BlockId, Grant, Input, Outcome, Output, Seat, Span, SpanDetail, Step,
 };
@@ -97,6 +97,7 @@ impl Bench {
         };
         self.step.spans.push(Span {
             request: RequestId(u64::from(home)),
+            tenant: TenantId::default(),
             part: 0,
             rows,
             start: start as u32,

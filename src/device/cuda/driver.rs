@@ -447,6 +447,15 @@ impl Gpu for Driver {
         let launched = unsafe { sys::cuGraphLaunch(self.graphs[graph.0], self.stream) };
         check("cuGraphLaunch", launched)
     }
+
+    fn release_graph(&mut self, graph: GraphId) -> Result<(), GpuError> {
+        let ready = std::mem::replace(&mut self.graphs[graph.0], null_mut());
+        // SAFETY: stream and graph are ours and open; nobody asks for this graph again.
+        unsafe {
+            check("cuStreamSynchronize", sys::cuStreamSynchronize(self.stream))?;
+            check("cuGraphExecDestroy", sys::cuGraphExecDestroy(ready))
+        }
+    }
 }
 
 impl Drop for Driver {
@@ -458,7 +467,7 @@ impl Drop for Driver {
         // SAFETY: every handle was given by the driver and is closed once, when no work is left.
         unsafe {
             sys::cuStreamSynchronize(self.stream);
-            for graph in self.graphs.drain(..) {
+            for graph in self.graphs.drain(..).filter(|graph| !graph.is_null()) {
                 sys::cuGraphExecDestroy(graph);
             }
             for event in self.timers.drain(..).flatten() {

@@ -191,6 +191,12 @@ pub trait Gpu: Debug + Send {
     /// # Errors
     /// The launch is refused.
     fn replay(&mut self, graph: GraphId) -> Result<(), GpuError>;
+
+    /// Forgets what was recorded, once all work that was given before is done.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn release_graph(&mut self, graph: GraphId) -> Result<(), GpuError>;
 }
 
 /// Opens the GPU that `NVIDIA_VISIBLE_DEVICES` and `CUDA_VISIBLE_DEVICES` show first, with the

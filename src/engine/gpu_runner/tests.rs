@@ -80,6 +80,41 @@ fn two_steps_are_on_their_way_and_the_second_reads_the_first_ones_token() {
 }
 
 #[test]
+fn a_model_that_comes_meanwhile_changes_no_answer_on_its_way() {
+    let mut runner = runner(Emulator::new());
+    runner.submit(&step(0, &[4, 5, 6], Input::Known)).unwrap();
+    // An encoder, whose answers need more room.
+    let mut builder = Builder::new(Capacity { rows: 64, yields: 64, context: 64 });
+    let values = vec![1.0; VOCABULARY * VOCABULARY];
+    let table = Packed::from_f32(VOCABULARY, VOCABULARY, &values).unwrap().into();
+    let hidden = builder.full(Rows::All, VOCABULARY);
+    let output = builder.full(Rows::Gathered, VOCABULARY);
+    builder.push(Op::Embed(Embed { table, positions: None, types: None, output: hidden }));
+    builder.push(Op::Gather(Gather { input: hidden, output }));
+    let outline =
+        Outline { task: ModelTask::Embed, context: 64, kv: None, output_width: VOCABULARY };
+    let encoder = LoadedModel { program: Arc::new(builder.finish(output, None)), outline };
+    runner.install(LaneId(0), encoder).unwrap();
+    let mut outcome = Outcome::default();
+    runner.collect(SlotId(0), &mut outcome).unwrap();
+    assert_eq!(outcome.tokens, [7]);
+}
+
+#[test]
+fn a_model_that_comes_again_takes_its_memory_once() {
+    let mut runner = runner(Emulator::new());
+    let free = runner.executor.free_bytes();
+    for _ in 0..3 {
+        runner.install(LaneId(1), successor()).unwrap();
+        assert_eq!(runner.executor.free_bytes(), free);
+    }
+    runner.submit(&step(0, &[4, 5, 6], Input::Known)).unwrap();
+    let mut outcome = Outcome::default();
+    runner.collect(SlotId(0), &mut outcome).unwrap();
+    assert_eq!(outcome.tokens, [7]);
+}
+
+#[test]
 fn a_lane_without_a_model_fails_its_step_only() {
     let mut runner = runner(Emulator::new());
     let other = Step { lane: LaneId(0), ..step(0, &[1], Input::Known) };

@@ -134,7 +134,9 @@ impl Gpu for Emulator {
     }
 
     fn free_bytes(&mut self) -> Result<u64, GpuError> {
-        Ok((1 << 30) - self.graphs.len() as u64 * self.graph_bytes)
+        let graphs = self.graphs.iter().filter(|graph| !graph.is_empty()).count();
+        let memory: usize = self.memory.values().map(|memory| 16 * memory.len()).sum();
+        Ok((1 << 30) - memory as u64 - graphs as u64 * self.graph_bytes)
     }
 
     fn kernel(&mut self, name: &str, shared: u32) -> Result<KernelId, GpuError> {
@@ -223,6 +225,11 @@ impl Gpu for Emulator {
     fn end_graph(&mut self) -> Result<GraphId, GpuError> {
         self.graphs.push(self.recording.take().expect("recording"));
         Ok(GraphId(self.graphs.len() - 1))
+    }
+
+    fn release_graph(&mut self, graph: GraphId) -> Result<(), GpuError> {
+        self.graphs[graph.0] = Vec::new();
+        Ok(())
     }
 
     fn replay(&mut self, graph: GraphId) -> Result<(), GpuError> {

@@ -117,8 +117,10 @@ struct Pinned {
 }
 
 /// What is on its way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Expected {
+    /// Where answers and states come to: a model that is installed meanwhile may need larger ones.
+    hosts: [HostId; 2],
     tokens: usize,
     scores: usize,
     /// Vectors of one value a place.
@@ -151,14 +153,16 @@ impl Pinned {
 
 impl Slot {
     fn new(gpu: &mut dyn Gpu) -> Result<Self, GpuError> {
+        let (answers, states) = (Pinned::new(gpu, MAX_SEATS * 4)?, Pinned::new(gpu, 0)?);
+        let hosts = [answers.host, states.host];
         Ok(Self {
             tables: gpu.host_memory(TABLE_BYTES)?,
             details: Pinned::new(gpu, 0)?,
-            answers: Pinned::new(gpu, MAX_SEATS * 4)?,
-            states: Pinned::new(gpu, 0)?,
+            answers,
+            states,
             scores: gpu.host_memory(MAX_SEATS * SCORE_BYTES)?,
             timer: gpu.timer()?,
-            expected: Expected::default(),
+            expected: Expected { hosts, tokens: 0, scores: 0, sources: Vec::new(), widths: [0; 2] },
         })
     }
 }
@@ -193,11 +197,13 @@ impl Executor {
         workspace_bytes(program) as u64 + graphs
     }
 
-    /// Uploads a program; returns the bytes of device memory that it takes.
+    /// Uploads a program, in place of the lane's last one, if any; returns the bytes of device
+    /// memory that it takes.
     ///
     /// # Errors
     /// There is no kernel for something, or too little memory: nothing is kept then.
     pub fn install(&mut self, lane: usize, program: &Program) -> Result<usize, LowerError> {
+        self.uninstall(lane)?;
         let Options { pages, page_bytes, .. } = self.options;
         let shape = program.kv.unwrap_or_default();
         let layers = shape.layers as u32;
@@ -221,14 +227,19 @@ impl Executor {
         };
         lowered.uploads.reserved.extend(held);
         let bytes = lowered.uploads.bytes + room.places as usize * 8 + room.details;
-        if let Some(old) = self.lanes[lane].take() {
-            for address in old.lowered.uploads.reserved {
-                self.gpu.release(address)?;
-            }
-        }
         let graphs = Graphs::default();
         self.lanes[lane] = Some(Lane { lowered, prepare, room, graphs, details });
         Ok(bytes)
+    }
+
+    /// Gives back what a lane's program took: two copies might not fit.
+    fn uninstall(&mut self, lane: usize) -> Result<(), GpuError> {
+        let Some(Lane { lowered, graphs, .. }) = self.lanes[lane].take() else { return Ok(()) };
+        graphs.release(&mut *self.gpu)?;
+        for address in lowered.uploads.reserved {
+            self.gpu.release(address)?;
+        }
+        Ok(())
     }
 
     /// Lowers a program; what is reserved beside its own memory goes into `held`.
@@ -340,10 +351,11 @@ impl Executor {
     /// If nothing was submitted.
     pub fn collect(&mut self, answers: &mut Answers) -> Result<(), RunError> {
         let slot = self.pending.pop_front().expect("collect follows submit");
-        let Slot { answers: host, states, scores, timer, expected, .. } = &self.slots[slot];
+        let Slot { scores, timer, expected, .. } = &self.slots[slot];
+        let [host, states] = expected.hosts;
         let gpu = &mut *self.gpu;
         answers.elapsed = gpu.await_timer(*timer, PATIENCE)?;
-        let words = gpu.host(host.host)?.as_chunks::<4>().0;
+        let words = gpu.host(host)?.as_chunks::<4>().0;
         answers.tokens.clear();
         let tokens = words[..expected.tokens].iter();
         answers.tokens.extend(tokens.map(|word| u32::from_le_bytes(*word)));
@@ -355,11 +367,11 @@ impl Executor {
         for source in &expected.sources {
             let vector = match source {
                 Source::Answer(place) => {
-                    let words = gpu.host(host.host)?.as_chunks::<4>().0;
+                    let words = gpu.host(host)?.as_chunks::<4>().0;
                     floats(&words[place * width..][..width])
                 }
                 Source::States(rows) => {
-                    let words = gpu.host(states.host)?.as_chunks::<4>().0;
+                    let words = gpu.host(states)?.as_chunks::<4>().0;
                     floats(&words[rows.start * state_width..rows.end * state_width])
                 }
             };
@@ -382,6 +394,12 @@ impl Executor {
         Ok(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
     }
 
+    /// Bytes of memory that nobody uses.
+    #[cfg(test)]
+    pub(crate) fn free_bytes(&mut self) -> u64 {
+        self.gpu.free_bytes().expect("the device works")
+    }
+
     /// Lets fewer details go to the device at a time.
     #[cfg(test)]
     pub(super) fn narrow_details(&mut self, lane: usize, room: usize) {
@@ -398,7 +416,8 @@ impl Executor {
 impl Slot {
     /// Notes what comes back of a step.
     fn expect(&mut self, work: &Work, lowered: &Lowered) {
-        let Expected { tokens, scores, sources, widths } = &mut self.expected;
+        let Expected { hosts, tokens, scores, sources, widths } = &mut self.expected;
+        *hosts = [self.answers.host, self.states.host];
         sources.clear();
         (*tokens, *scores) = (work.draws.len(), scored(&work.details));
         *widths = [lowered.output.width, lowered.hidden.map_or(0, |hidden| hidden.width)];
@@ -425,12 +444,13 @@ impl Slot {
         device: &Shared,
         gpu: &mut dyn Gpu,
     ) -> Result<(), GpuError> {
-        let Expected { tokens, scores, sources, widths: [width, _] } = &self.expected;
+        let Expected { hosts, tokens, scores, sources, widths: [width, _] } = &self.expected;
+        let [answers, states] = *hosts;
         if lowered.choose.is_some() {
-            gpu.copy_out(device.tokens, self.answers.host, tokens * 4)?;
+            gpu.copy_out(device.tokens, answers, tokens * 4)?;
         } else if sources.len() > work.states.len() {
             let from = Address(lowered.output.view.data);
-            gpu.copy_out(from, self.answers.host, sources.len() * width * 4)?;
+            gpu.copy_out(from, answers, sources.len() * width * 4)?;
         }
         if let (Some(Place { view, width, .. }), Some(last)) = (lowered.hidden, work.states.last())
         {
@@ -438,7 +458,7 @@ impl Slot {
             let first = first_state(work);
             let rows = work.batch.spans[*last as usize].rows.end as usize - first;
             let from = Address(view.data).plus(first * width * 4);
-            gpu.copy_out(from, self.states.host, rows * width * 4)?;
+            gpu.copy_out(from, states, rows * width * 4)?;
         }
         if *scores > 0 {
             gpu.copy_out(device.scores, self.scores, scores * SCORE_BYTES)?;

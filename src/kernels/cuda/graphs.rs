@@ -12,6 +12,9 @@ use crate::scheduler::step::MAX_SEATS;
 /// Device memory that a lane's graphs may take, about.
 pub(super) const GRAPH_BYTES: u64 = 64 << 20;
 
+/// More than one graph takes: what is missing beyond it, another process took.
+const ONE_GRAPH_BYTES: u64 = 16 << 20;
+
 /// Numbers of rows that decode steps are padded to when they run as a graph.
 const BUCKETS: [u32; 16] =
     [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, MAX_SEATS as u32];
@@ -37,25 +40,35 @@ impl Graphs {
             return Ok(this);
         }
         let most = bucket(&BUCKETS, lowered.gathered_max as u32);
-        let free = gpu.free_bytes()?;
+        let mut used = 0;
         for rows in BUCKETS.into_iter().filter(|rows| most >= Some(*rows)) {
             for splits in SPLITS {
                 let counts = decode_counts(rows, splits, lowered);
                 if this.graphs.contains_key(&counts) {
                     continue;
                 }
-                if free.saturating_sub(gpu.free_bytes()?) >= GRAPH_BYTES {
+                if used >= GRAPH_BYTES {
                     tracing::info!(graphs = this.graphs.len(), "no memory for larger graphs");
                     return Ok(this);
                 }
+                let free = gpu.free_bytes()?;
                 gpu.begin_graph()?;
                 let launched = lowered.launch(gpu, &counts);
                 let graph = gpu.end_graph();
                 launched?;
                 this.graphs.insert(counts, graph?);
+                used += free.saturating_sub(gpu.free_bytes()?).min(ONE_GRAPH_BYTES);
             }
         }
         Ok(this)
+    }
+
+    /// Gives their memory back.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(super) fn release(self, gpu: &mut dyn Gpu) -> Result<(), GpuError> {
+        self.graphs.into_values().try_for_each(|graph| gpu.release_graph(graph))
     }
 
     /// How many there are.

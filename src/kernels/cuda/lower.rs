@@ -101,7 +101,7 @@ const ROW_THREADS: u32 = 256;
 const ROW_SHARED: u32 = 32;
 const SAMPLE_THREADS: u32 = 1024;
 /// `SampleShared` in `sample.cu`.
-const SAMPLE_SHARED: u32 = 2048 + 256 + 128 + 128 + 32;
+const SAMPLE_SHARED: u32 = 8 * 2048 + 256 + 128 + 128 + 32;
 
 /// No draw looks back at more tokens.
 const CONTEXT_MAX: usize = 1 << 22;
@@ -233,15 +233,15 @@ fn gathered(rows: Rows) -> u32 {
 
 impl Lowering<'_> {
     fn ops(&mut self) -> Result<(), LowerError> {
-        let mut ops = self.program.ops.iter().peekable();
-        while let Some(op) = ops.next() {
+        let mut ops = self.program.ops.as_slice();
+        while let [op, later @ ..] = ops {
             if let Op::Norm(norm) = op
-                && is_for_product(self.program, norm, ops.peek().copied())
+                && is_for_product(self.program, norm, later)
             {
                 self.normed = self.rows_to_norm(norm)?;
             }
-            let gating = gating_of(op, ops.peek().copied());
-            ops.next_if(|_| gating.is_some());
+            let gating = gating_of(op, later.first());
+            ops = &later[usize::from(gating.is_some())..];
             match op {
                 Op::Embed(op) => self.embed(op)?,
                 Op::Norm(op) => self.norm(op)?,

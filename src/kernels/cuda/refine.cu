@@ -131,10 +131,9 @@ __device__ __forceinline__ void score(const RefineArgs &a, const Detail &d, cons
     bool finite = fabsf(peak) != INFINITY;
     u64 mass = 0;
     if (finite) {
-        for (u32 i = threadIdx.x; i < a.vocabulary; i += SAMPLE_THREADS) {
-            float x = logits(i);
+        for_each<8>(a.vocabulary, -INFINITY, logits, [&](u32, float x) {
             if (x == x) mass += (u64)((double)expf(x - peak) * ONE);
-        }
+        });
     }
     double log_sum = log((double)block_mass(mass, s) / ONE);
     auto logprob = [&](float x) {
@@ -146,10 +145,10 @@ __device__ __forceinline__ void score(const RefineArgs &a, const Detail &d, cons
     u64 before = ~(u64)0;
     for (; found < d.top; ++found) {
         u64 best = 0;
-        for (u32 i = threadIdx.x; i < a.vocabulary; i += SAMPLE_THREADS) {
-            u64 order = order_of(logits(i), i);
+        for_each<8>(a.vocabulary, NAN, logits, [&](u32 i, float x) {
+            u64 order = order_of(x, i);
             if (order < before && order > best) best = order;
-        }
+        });
         before = block_highest(best, s);
         if (before == 0) break;
         if (threadIdx.x == 0) {

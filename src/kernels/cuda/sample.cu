@@ -51,9 +51,12 @@ __device__ __forceinline__ u64 random_bits(const Draw &draw) {
     return (u64)counter[1] << 32 | counter[0];
 }
 
+/// Values of a rank's widest digit.
+constexpr u32 SAMPLE_BINS = 2048;
+
 /// What the threads of a block share.
 struct SampleShared {
-    u64 histogram[256];
+    u64 histogram[SAMPLE_BINS];
     u64 masses[32];
     float peaks[32];
     u32 places[32];
@@ -75,48 +78,100 @@ __device__ __forceinline__ u64 block_mass(u64 x, SampleShared &s) {
     return total;
 }
 
+/// The sum over the threads up to this one.
+__device__ __forceinline__ u64 mass_up_to(u64 own, SampleShared &s) {
+    // Of the lanes up to this one, then of the warps before.
+    u64 sum = own;
+    for (int distance = 1; distance < 32; distance *= 2) {
+        u32 low = shuffle_up((u32)sum, distance), high = shuffle_up((u32)(sum >> 32), distance);
+        if ((int)(threadIdx.x % 32) >= distance) sum += (u64)high << 32 | low;
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 31) s.masses[threadIdx.x / 32] = sum;
+    __syncthreads();
+    for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) sum += s.masses[warp];
+    return sum;
+}
+
+/// Gives `take` the ids of this thread with what `read` has of them, `none` past the end. One block
+/// reads the whole row: many loads must be on their way at once.
+template <u32 AHEAD, class T, class Read, class Take>
+__device__ __forceinline__ void for_each(u32 count, T none, const Read &read, const Take &take) {
+    for (u32 first = threadIdx.x; first < count; first += AHEAD * SAMPLE_THREADS) {
+        T x[AHEAD];
+#pragma unroll
+        for (u32 j = 0; j < AHEAD; ++j) {
+            u32 i = first + j * SAMPLE_THREADS;
+            x[j] = i < count ? read(i) : none;
+        }
+#pragma unroll
+        for (u32 j = 0; j < AHEAD; ++j) take(first + j * SAMPLE_THREADS, x[j]);
+    }
+}
+
+/// Gives `take` the ids and weights of this thread with ranks from `floor` on.
+template <class Take>
+__device__ __forceinline__ void for_each_kept(const u32 *weights, u32 count, u64 floor,
+                                              const Take &take) {
+    auto read = [&](u32 i) { return weights[i]; };
+    for_each<8>(count, 0u, read, [&](u32 i, u32 weight) {
+        if (weight && rank_of(weight, i) >= floor) take(i, weight);
+    });
+}
+
 /// The weight of all ranks from `floor` on.
 __device__ __forceinline__ u64 mass_from(const u32 *weights, u32 count, u64 floor,
                                          SampleShared &s) {
     u64 sum = 0;
-    for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
-        if (weights[i] && rank_of(weights[i], i) >= floor) sum += weights[i];
-    }
+    for_each_kept(weights, count, floor, [&](u32, u32 weight) { sum += weight; });
     return block_mass(sum, s);
 }
 
 /// The least rank of the smallest set of highest ranks, none below `floor`, that holds `need`: of
-/// weight, or of tokens. Found eight bits at a time; `floor` if all together hold less.
+/// weight, or of tokens. Found a digit at a time; `floor` if all together hold less.
 template <bool WEIGHT>
 __device__ __forceinline__ u64 least_rank(const u32 *weights, u32 count, u64 floor, u64 need,
                                           SampleShared &s) {
+    constexpr u32 NONE = 0xFFFFFFFF;
     u64 prefix = 0;
-    for (int shift = 56; shift >= 0; shift -= 8) {
+    // Weights have digits of 10, 11 and 11 bits, and so have ids.
+    for (int above = 64, width; above > 0; above -= width) {
+        width = above % 32 == 0 ? 10 : 11;
+        if (above == 32 && count <= 1u << 22) {
+            // No id has any of these bits, of which ranks hold the opposite.
+            prefix = prefix << width | ((1u << width) - 1);
+            continue;
+        }
+        int shift = above - width;
         __syncthreads();
-        for (u32 i = threadIdx.x; i < 256; i += SAMPLE_THREADS) s.histogram[i] = 0;
+        for (u32 i = threadIdx.x; i < SAMPLE_BINS; i += SAMPLE_THREADS) s.histogram[i] = 0;
+        if (threadIdx.x == 0) s.chosen = NONE;
         __syncthreads();
-        for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
-            u64 rank = rank_of(weights[i], i);
-            bool fits = shift == 56 || rank >> (shift + 8) == prefix;
-            if (weights[i] && rank >= floor && fits) {
-                atomicAdd(&s.histogram[rank >> shift & 255], WEIGHT ? (u64)weights[i] : (u64)1);
-            }
+        // Most tokens have the same digit: a thread adds up as long as it does not change.
+        u32 digit = 0;
+        u64 sum = 0;
+        for_each_kept(weights, count, floor, [&](u32 i, u32 weight) {
+            u64 rank = rank_of(weight, i);
+            if (above < 64 && rank >> above != prefix) return;
+            u32 own = (u32)(rank >> shift) & ((1u << width) - 1);
+            if (own != digit && sum) atomicAdd(&s.histogram[digit], sum), sum = 0;
+            digit = own;
+            sum += WEIGHT ? weight : 1;
+        });
+        if (sum) atomicAdd(&s.histogram[digit], sum);
+        __syncthreads();
+        // From the highest digit down, each thread has two.
+        u32 high = SAMPLE_BINS - 1 - 2 * threadIdx.x;
+        u64 first = s.histogram[high], both = first + s.histogram[high - 1];
+        u64 up_to = mass_up_to(both, s), before = up_to - both;
+        if (before < need && need <= up_to) {
+            bool is_first = need <= before + first;
+            s.chosen = is_first ? high : high - 1;
+            s.need = need - before - (is_first ? 0 : first);
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            s.chosen = 256;
-            for (int digit = 255; digit >= 0; --digit) {
-                if (s.histogram[digit] >= need) {
-                    s.chosen = (u32)digit;
-                    break;
-                }
-                need -= s.histogram[digit];
-            }
-            s.need = need;
-        }
-        __syncthreads();
-        if (s.chosen == 256) return floor;
-        prefix = prefix << 8 | s.chosen;
+        if (s.chosen == NONE) return floor;
+        prefix = prefix << width | s.chosen;
         need = s.need;
     }
     return prefix;
@@ -137,20 +192,9 @@ __device__ __forceinline__ void find_peak(const Logits &logits, u32 count, Sampl
                                           float &peak, u32 &place) {
     peak = -INFINITY;
     place = 0xFFFFFFFF;
-    // One block reads the whole row: many loads must be on their way at once.
-    constexpr u32 AHEAD = 16;
-    for (u32 first = threadIdx.x; first < count; first += AHEAD * SAMPLE_THREADS) {
-        float x[AHEAD];
-#pragma unroll
-        for (u32 j = 0; j < AHEAD; ++j) {
-            u32 i = first + j * SAMPLE_THREADS;
-            x[j] = i < count ? logits(i) : -INFINITY;
-        }
-#pragma unroll
-        for (u32 j = 0; j < AHEAD; ++j) {
-            if (x[j] > peak) peak = x[j], place = first + j * SAMPLE_THREADS;
-        }
-    }
+    for_each<16>(count, -INFINITY, logits, [&](u32 i, float x) {
+        if (x > peak) peak = x, place = i;
+    });
     for (int mask = 16; mask > 0; mask /= 2) {
         float other = shuffle_xor(peak, mask);
         u32 where = __float_as_uint(shuffle_xor(__uint_as_float(place), mask));
@@ -200,16 +244,7 @@ __device__ __forceinline__ bool token_at(const u32 *weights, u32 count, u64 floo
     for (u32 i = first; i < end; ++i) {
         if (weights[i] && rank_of(weights[i], i) >= floor) own += weights[i];
     }
-    // Sums of the lanes up to this one, then of the warps before.
-    u64 sum = own;
-    for (int distance = 1; distance < 32; distance *= 2) {
-        u32 low = shuffle_up((u32)sum, distance), high = shuffle_up((u32)(sum >> 32), distance);
-        if ((int)(threadIdx.x % 32) >= distance) sum += (u64)high << 32 | low;
-    }
-    __syncthreads();
-    if (threadIdx.x % 32 == 31) s.masses[threadIdx.x / 32] = sum;
-    __syncthreads();
-    for (u32 warp = 0; warp < threadIdx.x / 32; ++warp) sum += s.masses[warp];
+    u64 sum = mass_up_to(own, s);
     u64 before = sum - own;
     if (rest < before || rest >= sum) return false;
     rest -= before;
@@ -231,9 +266,9 @@ __device__ __forceinline__ bool choose(const Draw &draw, const Logits &logits, u
     find_peak(logits, count, s, peak, token);
     // Written so that NaN is greedy too.
     if (!(draw.temperature > 0.0f) || fabsf(peak) == INFINITY) return threadIdx.x == 0;
-    for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
-        weights[i] = fixed_exp(__fdiv_rn(__fsub_rn(logits(i), peak), draw.temperature));
-    }
+    for_each<8>(count, 0.0f, logits, [&](u32 i, float x) {
+        if (i < count) weights[i] = fixed_exp(__fdiv_rn(__fsub_rn(x, peak), draw.temperature));
+    });
     // Other threads of the block read them.
     __syncthreads();
     u64 floor = floor_of(draw, weights, count, s);

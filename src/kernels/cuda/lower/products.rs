@@ -108,27 +108,35 @@ impl Lowering<'_> {
     }
 }
 
-/// Whether a norm's rows are read by nothing but the product `next`, which can make them itself.
-pub(super) fn is_for_product(program: &Program, norm: &Norm, next: Option<&Op>) -> bool {
-    let output = Some(norm.output);
-    let multiplies = |op: &Op| matches!(op, Op::Linear(_) | Op::HalfLinear(_));
+/// Whether a norm's rows are read by nothing but a product right after it, which can make them
+/// itself. `later` are the ops after the norm.
+pub(in crate::kernels::cuda) fn is_for_product(
+    program: &Program,
+    norm: &Norm,
+    later: &[Op],
+) -> bool {
+    let [next, later @ ..] = later else { return false };
     let rows = match next {
-        Some(Op::Linear(op)) => op.rows,
-        Some(Op::HalfLinear(op)) => op.rows,
+        Op::Linear(op) => op.rows,
+        Op::HalfLinear(op) => op.rows,
         _ => return false,
     };
-    let follows = |ops: &[Op]| matches!(&ops[0], Op::Norm(op) if Some(op.output) == output);
-    let readers = program.ops.iter().filter(|op| op.input() == output).count();
-    let pairs = program.ops.windows(2);
-    let products =
-        pairs.filter(|ops| follows(ops) && multiplies(&ops[1]) && ops[1].input() == output);
-    let answers = [program.output, program.hidden].map(|buf| buf.map(Activation::Full));
-    next.is_some_and(|next| next.input() == output)
+    // Buffers are used again: what counts is who reads this one before it is written anew.
+    let touches = |op: &&Op| op.input() == Some(norm.output) || op.output() == norm.output;
+    let stays = match later.iter().find(touches) {
+        Some(op) => op.input() == Some(norm.output),
+        None => [program.output, program.hidden]
+            .iter()
+            .flatten()
+            .any(|buf| norm.output == (*buf).into()),
+    };
+    next.input() == Some(norm.output)
+        // Its blocks would read rows that others have added to.
+        && next.output() != norm.input.into()
         && rows == norm.rows
         && norm.bias.is_none()
         && norm.input.width.is_multiple_of(32)
-        && readers == products.count()
-        && !answers.contains(&output)
+        && !stays
 }
 
 /// The gating that `next` is, if kernels can do it at the end of the product `op`.
