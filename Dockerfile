@@ -1,7 +1,11 @@
-# Three images:
-#   docker build --target cpu -t sconce .            models are mounted at /models, or fetched
-#   docker build --target cpu-models -t sconce .     the two default models are inside
-#   docker build --target cuda -t sconce:cuda .      for NVIDIA GPUs; also serves without one
+# Four images:
+#   docker build --target cpu -t sconce .                 models are mounted at /models, or fetched
+#   docker build --target cpu-models -t sconce .          the two default models are inside
+#   docker build --target cuda -t sconce:cuda .           for NVIDIA GPUs; also serves without one
+#   docker build --target cuda-models -t sconce:cuda .    with the two default models
+#
+# None has Python: models whose only sources are packages must be inside or mounted. A GPU needs a
+# driver for CUDA 13.0 (r580) or newer and compute capability 8.0.
 #
 #   docker run --rm --read-only --tmpfs /tmp -p 8080:8080 -e SCONCE_NO_AUTH=true sconce
 #   docker run --rm --read-only --tmpfs /tmp -p 8080:8080 -e SCONCE_NO_AUTH=true \
@@ -70,6 +74,9 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     CUDA_CACHE_PATH=/tmp/cuda-cache
+
+FROM cuda AS cuda-models
+COPY --from=models /models /models
 
 FROM base AS cpu
 COPY --from=build /sconce /usr/local/bin/sconce

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::config::{Config, Cost, MemoryLimit, keys, price};
 use crate::models::{self, Survey};
-use crate::store::fetch::places;
+use crate::store::fetch::{out_of_reach, places};
 use crate::table::Table;
 
 /// All that was found.
@@ -71,8 +71,13 @@ impl Report {
                 );
                 self.problems.push(text);
             } else if !missing.is_empty() {
-                let text = format!("{name}: {missing} will be fetched at the first start");
-                self.warnings.push(text);
+                match lost(config, model) {
+                    Some(text) => self.problems.push(text),
+                    None => {
+                        let text = format!("{name}: {missing} will be fetched at the first start");
+                        self.warnings.push(text);
+                    }
+                }
             }
         }
         let weights: u64 = self.models.iter().map(|model| model.bytes).sum();
@@ -125,6 +130,16 @@ impl Report {
         let verdict = if self.is_good() { "can serve" } else { "cannot serve" };
         writeln!(out, "{verdict}, configuration {}", self.config_hash)
     }
+}
+
+/// What is wrong where nothing can bring a missing file here.
+fn lost(config: &Config, model: &Survey) -> Option<String> {
+    let manifest = config.manifests.iter().find(|manifest| manifest.name == model.name)?;
+    let files = out_of_reach(manifest, &model.missing).join(", ");
+    let advice = "each source is a package, and there is no Python with pip here, or a file that \
+                  is not there; lay it out in a folder of models.roots (sconce pull --to), or \
+                  name a hub: or https:// source";
+    (!files.is_empty()).then(|| format!("{}: {files} cannot be fetched: {advice}", model.name))
 }
 
 /// Every place in which a model's missing files could have been.

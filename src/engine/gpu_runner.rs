@@ -41,7 +41,7 @@ struct Lane {
 /// Opens the GPU of this process.
 ///
 /// # Errors
-/// There is none, its driver is too old, or this program was built without CUDA.
+/// There is none, it or its driver is too old, or this program was built without CUDA.
 pub fn open() -> Result<Box<dyn Gpu>, GpuError> {
     cuda::open(crate::kernels::cuda::IMAGE)
 }

@@ -401,11 +401,12 @@ impl Startup {
                 Ok(Some(gpu))
             }
             Err(error) if self.config.device.kind == DeviceKind::Auto => {
-                // A GPU that is there and fails is not passed over in silence.
-                if error.fault != Fault::Absent {
-                    return Err(error.into());
+                match error.fault {
+                    Fault::Absent => tracing::debug!(reason = error.name, "no GPU"),
+                    Fault::Outdated => tracing::warn!(reason = error.name, "the GPU is not used"),
+                    // A GPU that is there and fails is not passed over in silence.
+                    _ => return Err(error.into()),
                 }
-                tracing::debug!(reason = error.name, "no GPU");
                 Ok(None)
             }
             Err(error) => Err(error.into()),

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::devices::Device;
+use super::devices::{Device, Kind};
 use super::model::Model;
 use super::report::{Group, Report};
 use super::{Fault, PlanError};
@@ -129,8 +129,10 @@ fn kustomization(
     }
     let components = site.base.rsplit_once('/').map_or("..", |(folder, _)| folder);
     let spot = site.spot.then(|| format!("spot-{}", group.pod.grace_seconds));
-    let scaler = "keda-prometheus".to_owned();
-    let names = spot.iter().chain([&scaler]).chain(site.components);
+    // The scaler reads what Prometheus scrapes.
+    let scaling = ["keda-prometheus", "monitoring"];
+    let more = site.components.iter().map(String::as_str).filter(|name| !scaling.contains(name));
+    let names = spot.as_deref().into_iter().chain(scaling).chain(more);
     let list: String = names.map(|name| format!("- {components}/components/{name}\n")).collect();
     let files: Vec<String> = models.iter().map(|name| (*name).to_owned()).collect();
     let _ = write!(
@@ -204,6 +206,7 @@ fn deployment(group: &Group, site: &Site<'_>, text: &mut String) {
           - name: server
             env:
             - {{name: SCONCE_GRACE_SECONDS, value: "{grace}"}}
+            - {{name: SCONCE_DEVICE, value: {kind}}}
             # Here and not in sconce.toml: a component may have said something else.
             - {{name: SCONCE_DEVICE_MEMORY_LIMIT, value: {limit}MiB}}
             - {{name: SCONCE_DEVICE_SHARE, value: "{share:.4}"}}
@@ -218,6 +221,7 @@ fn deployment(group: &Group, site: &Site<'_>, text: &mut String) {
 "#,
         placement = placement(group, site),
         grace = pod.grace_seconds,
+        kind = if group.placed.device.kind == Kind::Gpu { "cuda" } else { "cpu" },
         limit = pod.device_memory_limit / MIB,
         share = pod.device_share,
         name = instance.name,

@@ -147,7 +147,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH", default_value = "../../base")]
     pub base: String,
 
-    /// Components of the overlay, beside keda-prometheus and spot's: karpenter, gke, ...
+    /// Components of the overlay, beside its scaler, monitoring and spot: karpenter, gke, ...
     #[arg(long = "component", value_name = "NAME")]
     pub components: Vec<String>,
 

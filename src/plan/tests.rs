@@ -275,7 +275,7 @@ fn the_usual_mistakes_are_named() {
 
 #[test]
 fn what_cannot_be_planned_says_why() {
-    let cases: [(&[&str], u8, &[&str]); 10] = [
+    let cases: [(&[&str], u8, &[&str]); 11] = [
         (
             &["shape:llama-3.1-70b"],
             2,
@@ -287,6 +287,8 @@ fn what_cannot_be_planned_says_why() {
             &["7.56 GiB short", "nearest that fits llama-3.1-8b: l4", "these fit on mig:1g"],
         ),
         (&[TRIO[0], "--device", "l44"], 64, &["did you mean l4?", "a100-80", "g6.xlarge"]),
+        // No kernels for it.
+        (&[TRIO[0], "--device", "t4"], 64, &["no device is called \"t4\""]),
         (&["shape:llama-3.1-8"], 64, &["did you mean shape:llama-3.1-8b?"]),
         (&["shape:llama-3.1-8b@q9"], 64, &["q9", "q8_0"]),
         (&["no-such-model"], 64, &["no-such-model"]),

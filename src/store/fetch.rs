@@ -5,7 +5,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
+use std::cell::{Cell, LazyCell};
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -78,6 +78,24 @@ pub fn places(manifest: &Manifest, models: &Models) -> Vec<(String, Vec<PathBuf>
 pub fn present(manifest: &Manifest, models: &Models) -> ModelFiles {
     let here = find(manifest, models).into_iter();
     ModelFiles { files: here.filter_map(|(name, path)| Some((name, path?))).collect() }
+}
+
+/// Which of the `missing` files of `manifest` nothing can bring: their sources are files that are
+/// not there, or packages where there is no pip. Asks no server.
+pub fn out_of_reach(manifest: &Manifest, missing: &[String]) -> Vec<String> {
+    stranded(manifest, missing, &Pip::default())
+}
+
+fn stranded(manifest: &Manifest, missing: &[String], pip: &Pip) -> Vec<String> {
+    let pip = LazyCell::new(|| pip.is_here());
+    let reached = |file: &ManifestFile| {
+        let sources = || file.sources.iter().filter_map(|source| FileSource::parse(source).ok());
+        let remote = |s| matches!(s, FileSource::Hub { .. } | FileSource::Https(_));
+        let package = |s| matches!(s, FileSource::Package { .. });
+        sources().any(remote) || (sources().any(package) && *pip)
+    };
+    let lost = manifest.files.iter().filter(|file| missing.contains(&file.file) && !reached(file));
+    lost.map(|file| file.file.clone()).collect()
 }
 
 /// One call of [`ensure`].

@@ -39,6 +39,16 @@ impl Pip {
         Self { commands: commands.collect() }
     }
 
+    /// Whether one of them can be called.
+    pub(super) fn is_here(&self) -> bool {
+        self.commands.iter().any(|words| {
+            let mut asked = Command::new(&words[0]);
+            asked.args(&words[1..]).arg("--version").stdin(Stdio::null());
+            let asked = asked.stdout(Stdio::null()).stderr(Stdio::null()).status();
+            asked.is_ok_and(|status| status.success())
+        })
+    }
+
     /// Fetches the wheel of `requirement` (`NAME==VERSION`) into the existing folder `dir`.
     pub(super) fn download(
         &self,

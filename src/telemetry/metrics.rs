@@ -274,9 +274,13 @@ pub(super) static ENERGY: Family = counter("sconce_device_energy_joules_total", 
 pub(super) static LAST_EXIT: Family = gauge("sconce_last_exit_info", "", &["code", "reason"])
     .help("Always 1: how the process before this one ended; none where none is known of.");
 
+/// By its customary name, which dashboards and alerts of all servers know.
+pub(super) static PROCESS_START: Family = gauge("process_start_time_seconds", "seconds", &[])
+    .help("Unix time at which the process started.");
+
 /// Every family that is there from the start, in the order of the documentation. A GPU's own (from
 /// `UTILIZATION` to `ENERGY`) come with its first answer.
-pub(super) static ALL: [&Family; 51] = [
+pub(super) static ALL: [&Family; 52] = [
     &QUEUE_DEPTH,
     &QUEUE_TOKENS,
     &QUEUE_WORK,
@@ -328,4 +332,5 @@ pub(super) static ALL: [&Family; 51] = [
     &CONFIG,
     &DEVICE,
     &LAST_EXIT,
+    &PROCESS_START,
 ];

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -220,6 +221,9 @@ impl Maker {
         let last = [&setup.last_exit.0[..], &setup.last_exit.1];
         self.gauge(&table::LAST_EXIT, &last).set(1.0);
         self.gauge(&table::SHARE, &[]).set(setup.device_share);
+        // All of the start but this is still to come.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.gauge(&table::PROCESS_START, &[]).set(now);
     }
 }
 

@@ -94,7 +94,7 @@ fn the_dockerfile_passes_its_linter() {
 /// Nobody is root, no shell is in between, and nothing but the binary and models is added.
 #[test]
 fn every_image_runs_the_server_itself_as_nobody() {
-    for name in ["cpu", "cpu-models", "cuda"] {
+    for name in ["cpu", "cpu-models", "cuda", "cuda-models"] {
         let image = stage(name);
         let user = instruction(&image, "USER");
         let ids: Vec<u32> = user.split(':').map(|id| id.parse().expect("a number")).collect();

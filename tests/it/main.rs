@@ -31,6 +31,7 @@ mod k8s_alerts;
 mod k8s_manifests;
 mod k8s_plans;
 mod k8s_queries;
+mod k8s_surroundings;
 mod k8s_tools;
 mod logs;
 mod models;

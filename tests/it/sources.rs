@@ -176,6 +176,35 @@ fn looking_fetches_nothing() {
 }
 
 #[test]
+fn packages_without_pip_are_a_problem_before_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = format!(
+        "name = \"packed\"\ntask = \"embed\"\nlicense = \"MIT\"\n[[files]]\n\
+         file = \"config.json\"\nsha256 = \"{ABC}\"\nbytes = 3\n\
+         sources = [\"package:pkg==1.0/pkg/abc\"]\n"
+    );
+    std::fs::write(folder.path().join("packed.toml"), manifest).unwrap();
+    let check = |path: Option<&str>| {
+        let mut sconce = Command::new(env!("CARGO_BIN_EXE_sconce"));
+        sconce.args(["check", "-o", "json", "--models-dir"]).arg(folder.path());
+        sconce.env("SCONCE_CACHE_DIR", folder.path().join("cache"));
+        if let Some(path) = path {
+            sconce.env("PATH", path);
+        }
+        let output = sconce.output().expect("the binary starts");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.code(), report)
+    };
+    let (code, report) = check(None);
+    assert_eq!(code, Some(0), "{report}");
+    // As in an image without Python.
+    let (code, report) = check(Some("/nonexistent"));
+    assert_eq!(code, Some(78), "{report}");
+    let problem = report["problems"][0].as_str().unwrap();
+    assert!(problem.contains("packed: config.json") && problem.contains("pip"), "{problem}");
+}
+
+#[test]
 fn a_model_that_is_here_is_described_from_its_header() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("broken.gguf"), "not a model").unwrap();

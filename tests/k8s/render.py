@@ -107,8 +107,10 @@ def main() -> None:
     named = folders(k8s, scratch)
     with ThreadPoolExecutor(2) as pool:
         rendered = dict(zip(named, pool.map(build, named.values())))
-    example = k8s / "components/api-keys/secret.example.yaml"
-    rendered["examples"] = [yaml.safe_load(example.read_text())]
+    examples = sorted((k8s / "components").glob("*/*.example.yaml"))
+    rendered["examples"] = [
+        item for example in examples for item in yaml.safe_load_all(example.read_text())
+    ]
     seen, problems = set(), []
     for name, items in rendered.items():
         for item in items:

@@ -14,9 +14,6 @@ use cudarc::driver::sys;
 use super::fault::GpuError;
 use super::{Address, Gpu, GpuInfo, GraphId, HostId, KernelId, Launch, TimerId};
 
-/// The oldest driver that knows our kernels' machine code, as the driver counts: CUDA 13.0.
-const DRIVER_OLDEST: i32 = 13_000;
-
 /// How long a wait looks at the event without pause, and how long it sleeps afterwards.
 const LOOK: Duration = Duration::from_micros(200);
 const NAP: Duration = Duration::from_micros(20);
@@ -96,17 +93,14 @@ impl Driver {
         // SAFETY: both calls are valid at any time, and write one number.
         unsafe {
             check("cuDriverGetVersion", sys::cuDriverGetVersion(&raw mut version))?;
-            if version < DRIVER_OLDEST {
-                let (major, minor) = (version / 1000, version % 1000 / 10);
-                let message = format!("the driver is of CUDA {major}.{minor}, 13.0 is needed");
-                return Err(GpuError::absent(message));
-            }
+            super::check_driver(version)?;
             check("cuInit", sys::cuInit(0))?;
         }
         let mut device = 0;
         // SAFETY: the driver is initialised, and writes one number.
         check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, 0) })?;
         let info = describe(device)?;
+        info.check()?;
         let mut this = Self {
             info,
             device,

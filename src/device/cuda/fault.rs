@@ -3,11 +3,11 @@
 
 /// A CUDA call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{call}: {name} ({code})")]
+#[error("{call}: {name}{}", in_brackets(*.code))]
 pub struct GpuError {
     /// What was called.
     pub call: &'static str,
-    /// The driver's number.
+    /// The driver's number; 0 where it was not asked.
     pub code: u32,
     /// The driver's word for it.
     pub name: String,
@@ -20,6 +20,8 @@ pub struct GpuError {
 pub enum Fault {
     /// There is no usable GPU.
     Absent,
+    /// There is one, and its driver or the chip itself is too old for the kernels.
+    Outdated,
     /// There is not enough memory; nothing else is wrong.
     Memory,
     /// This call was wrong; the device goes on.
@@ -38,8 +40,9 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind of failure.
-    pub const ALL: [Fault; 8] = [
+    pub const ALL: [Fault; 9] = [
         Fault::Absent,
+        Fault::Outdated,
         Fault::Memory,
         Fault::Call,
         Fault::IllegalAddress,
@@ -52,7 +55,7 @@ impl Fault {
     /// Whether the context is lost: every later call fails, until the process starts anew.
     pub fn is_sticky(self) -> bool {
         match self {
-            Fault::Absent | Fault::Memory | Fault::Call => false,
+            Fault::Absent | Fault::Outdated | Fault::Memory | Fault::Call => false,
             Fault::IllegalAddress | Fault::Kernel | Fault::Hung | Fault::Ecc | Fault::Device => {
                 true
             }
@@ -63,6 +66,7 @@ impl Fault {
     pub fn as_str(self) -> &'static str {
         match self {
             Fault::Absent => "absent",
+            Fault::Outdated => "outdated",
             Fault::Memory => "memory",
             Fault::Call => "call",
             Fault::IllegalAddress => "illegal_address",
@@ -77,8 +81,10 @@ impl Fault {
     pub fn of(code: u32) -> Self {
         match code {
             2 => Fault::Memory,
-            // No device, one in exclusive use, a driver that is missing, too old or not ready.
-            3 | 34 | 46 | 100..=102 | 802..=804 | 807..=809 => Fault::Absent,
+            // No device, one in exclusive use, a driver that is missing or not ready.
+            3 | 34 | 46 | 100..=102 | 802 | 807..=809 => Fault::Absent,
+            // Driver and library of different releases, or a library that is too new for the chip.
+            803 | 804 => Fault::Outdated,
             214 | 226 => Fault::Ecc,
             700 => Fault::IllegalAddress,
             702 | 909 => Fault::Hung,
@@ -101,6 +107,11 @@ impl GpuError {
         Self { call: "open", code: 0, name: name.into(), fault: Fault::Absent }
     }
 
+    /// There is a GPU, and its driver or the chip is too old.
+    pub fn outdated(name: impl Into<String>) -> Self {
+        Self { fault: Fault::Outdated, ..Self::absent(name) }
+    }
+
     /// A request that the device cannot serve, found before the driver was asked.
     pub fn refused(call: &'static str, name: impl Into<String>) -> Self {
         Self { call, code: 0, name: name.into(), fault: Fault::Call }
@@ -110,6 +121,11 @@ impl GpuError {
     pub fn hung(call: &'static str) -> Self {
         Self { call, code: 0, name: "the device does not finish".into(), fault: Fault::Hung }
     }
+}
+
+/// The driver's number, where there is one.
+fn in_brackets(code: u32) -> String {
+    if code == 0 { String::new() } else { format!(" ({code})") }
 }
 
 #[cfg(test)]

