@@ -15,6 +15,8 @@ use crate::kernels::ops::QuantBuf;
 use crate::kernels::packed::{GROUP, HALF_LEAST};
 
 mod products;
+#[cfg(test)]
+mod tests;
 
 /// A processor with AVX2, FMA and F16C; and AVX-VNNI if `VNNI`.
 #[derive(Clone, Copy)]
