@@ -1,6 +1,7 @@
 //! Lets requests in: looks the model up, tokenises, checks limits and predicted wait, and hands
 //! over a ticket. Knows no HTTP and no engine, only the inbox.
 
+mod bodies;
 pub mod callers;
 pub mod encode;
 mod open;
@@ -28,6 +29,7 @@ use crate::model::{ModelState, ModelTask};
 use crate::request::{Events, Micros, Request, RequestId, Sink, Submission, Task, TokenId};
 use crate::telemetry::{Rejection, Telemetry};
 use crate::text::{Message, ModelText};
+use bodies::Bodies;
 use callers::Callers;
 use open::OpenRequests;
 use queue::Bounds;
@@ -61,6 +63,8 @@ pub struct Front {
     pub callers: Callers,
     /// The engine; bounded by `limits.queue_requests`.
     pub inbox: mpsc::Sender<Submission>,
+    /// Memory for what is not in the inbox yet.
+    bodies: Bodies,
     /// One permit for each CPU-heavy job that may run beside the async threads.
     heavy: Arc<tokio::sync::Semaphore>,
     open: OpenRequests,
@@ -94,6 +98,7 @@ impl Front {
     ) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
+            bodies: Bodies::new(config.server.max_body_bytes),
             config,
             catalog,
             telemetry,
@@ -106,11 +111,20 @@ impl Front {
         })
     }
 
+    /// Whether a request's body is worth reading; counts the request on its caller's key.
+    ///
+    /// # Errors
+    /// `Draining`, `ModelLoading`, `DeviceFailed`, `RateLimited` when the caller's key has used up
+    /// its limits.
+    pub fn greet(&self, ticket: &mut Ticket) -> Result<()> {
+        self.lifecycle.check_admits()?;
+        ticket.take_quota()
+    }
+
     /// Finds the model by name or alias and takes the in-flight guard; nothing is queued yet.
     ///
     /// # Errors
-    /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`,
-    /// `RateLimited` when the caller's key has used up its limits.
+    /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`.
     pub fn enter(&self, ticket: &mut Ticket, name: &str, task: ModelTask) -> Result<Entry<'_>> {
         let model = self.catalog.find(name)?;
         ticket.set_lane(model.lane);
@@ -137,7 +151,6 @@ impl Front {
             ModelState::Ready | ModelState::Evicted => {}
             _ => return Err(model.loading()),
         }
-        ticket.take_quota()?;
         Ok(Entry { model, text: model.text()? })
     }
 

@@ -150,6 +150,17 @@ impl Lifecycle {
         }
     }
 
+    /// Whether a request would be let in now; counts none.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::admit`].
+    pub fn check_admits(&self) -> Result<()> {
+        match self.phase() {
+            Phase::Ready | Phase::LameDuck => Ok(()),
+            phase => Err(self.refusal(phase)),
+        }
+    }
+
     /// Whether responses should ask clients to close their connection.
     pub fn closing_connections(&self) -> bool {
         self.phase() >= Phase::LameDuck
