@@ -261,8 +261,7 @@ impl Front {
         model: &Model,
         tasks: Vec<Task>,
     ) -> Result<Vec<Events>> {
-        let tokens: Vec<u64> = tasks.iter().map(|task| task.prompt_tokens() as u64).collect();
-        let total = tokens.iter().sum();
+        let total = tasks.iter().map(|task| task.prompt_tokens() as u64).sum();
         let bounds = Bounds { limits: &self.config.limits, manifests: &self.config.manifests };
         let snapshot = self.telemetry.snapshot();
         if let Err((reason, error)) = bounds.check(&snapshot, model.lane, tasks.len(), total) {
@@ -280,7 +279,8 @@ impl Front {
         })?;
         ticket.submitted(total);
         let mut receivers = Vec::with_capacity(tasks.len());
-        for ((permit, task), tokens) in permits.zip(tasks).zip(tokens) {
+        for (permit, task) in permits.zip(tasks) {
+            let tokens = task.prompt_tokens() as u64;
             let (sink, events) = Sink::for_task(&task);
             ticket.metered(sink.meter());
             self.open.add(sink.weak());

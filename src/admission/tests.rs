@@ -120,6 +120,25 @@ async fn submits_all_or_none() {
 }
 
 #[tokio::test]
+async fn choices_share_their_prompt() {
+    let mut config = Config::default();
+    config.limits.queue_tokens = 10;
+    let (front, _inbox) = front(config);
+    let choice = |choice| match task(10) {
+        Task::Generate(first) => {
+            let sampling = Sampling { choice, ..first.sampling };
+            Task::Generate(Generate { sampling, ..first })
+        }
+        other => other,
+    };
+    let mut ticket = ticket(&front);
+    let model = front.enter(&mut ticket, "tiny", ModelTask::Generate).unwrap().model;
+    front.submit(&mut ticket, model, (0..4).map(choice).collect()).unwrap();
+    let snapshot = front.telemetry.snapshot();
+    assert_eq!((snapshot.inbox, snapshot.inbox_tokens), (4, 10));
+}
+
+#[tokio::test]
 async fn refuses_a_long_predicted_wait() {
     let (front, _inbox) = front(Config::default());
     let busy = LaneLoad { waiting: 1, waiting_work: Micros(31_000_000), ..LaneLoad::default() };
