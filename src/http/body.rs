@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 use tokio::time::{Instant, timeout_at};
 
+use super::admin::from_a_page;
 use super::object::Object;
 use crate::admission::Front;
 use crate::admission::callers::Caller;
@@ -86,10 +87,14 @@ fn misshapen(place: &Path, error: &serde_json::Error) -> Error {
     }
 }
 
-/// Refuses what a web page can send without asking (`text/plain`, forms): a server without keys
-/// on a loopback address is reachable from every page that its user opens.
+/// Refuses what a web page can send without asking (`text/plain`, forms, or no type at all): a
+/// server without keys on a loopback address is reachable from every page that its user opens.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<()> {
     let Some(given) = headers.get(header::CONTENT_TYPE) else {
+        if from_a_page(headers) {
+            let message = "content-type has to be application/json for what a web page sends";
+            return Err(Error::invalid("content-type", message));
+        }
         return Ok(());
     };
     let given = given.to_str().unwrap_or("").to_ascii_lowercase();

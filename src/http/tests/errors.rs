@@ -1,7 +1,7 @@
 //! Every refusal that a client can meet: status, code, body, headers, and one outcome each.
 
 use axum::body::Body;
-use axum::http::{Method, Request};
+use axum::http::{HeaderName, Method, Request};
 use serde_json::{Value, json};
 
 use super::{App, post};
@@ -330,6 +330,15 @@ async fn bad_headers() {
         let mut request = post(CHAT, chat(json!({})));
         request.headers_mut().insert("content-type", given.parse().unwrap());
         assert_eq!(app.send(request).await.status.as_u16(), status, "{given}");
+    }
+    // What a page sends without asking needs no type; a program may leave it out.
+    for (marks, status) in [("", 200), ("origin", 400), ("sec-fetch-site", 400)] {
+        let mut request = post(CHAT, chat(json!({})));
+        request.headers_mut().remove("content-type");
+        if let Ok(name) = marks.parse::<HeaderName>() {
+            request.headers_mut().insert(name, "cross-site".parse().unwrap());
+        }
+        assert_eq!(app.send(request).await.status.as_u16(), status, "{marks}");
     }
     for (given, kept) in [("abc-1.2:3", true), ("", false), ("a b", false), ("\u{e9}", false)] {
         let mut request = post(CHAT, chat(json!({})));
