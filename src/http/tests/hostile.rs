@@ -226,6 +226,33 @@ async fn nothing_is_refused() {
     assert_eq!(empty.status, 400);
 }
 
+/// What clients write for a value that they do not have.
+#[tokio::test]
+async fn null_is_as_good_as_nothing() {
+    let app = encoders();
+    let input = json!({"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]});
+    let mut bare = input.clone();
+    bare["parameters"] = json!(null);
+    let rerank = ["raw_scores", "return_text", "return_documents", "truncate", "top_n"];
+    for (path, mut body, fields) in [
+        ("/v2/rerank", json!({"query": "a", "documents": ["b"]}), &rerank[..]),
+        ("/rerank", json!({"query": "a", "texts": ["b"]}), &rerank),
+        ("/models/mood/predict", json!({"inputs": "a"}), &["raw_scores", "truncate"]),
+        ("/models/org/vec/tokenize", json!({"inputs": "a"}), &["add_special_tokens"]),
+        ("/models/org/vec/decode", json!({"ids": [97]}), &["skip_special_tokens"]),
+        ("/v2/models/org/vec/infer", json!({"inputs": [bare]}), &["id", "parameters", "outputs"]),
+        (
+            "/v2/models/org/vec/infer",
+            json!({"inputs": [input], "parameters": {"truncate": null}}),
+            &[],
+        ),
+    ] {
+        fields.iter().for_each(|field| body[field] = json!(null));
+        let reply = app.post(path, body.to_string()).await;
+        assert_eq!(reply.status, 200, "{path} {body}: {}", reply.body);
+    }
+}
+
 /// CVE-2026-21869: a negative number where only others make sense.
 #[tokio::test]
 async fn negative_numbers_are_refused() {
