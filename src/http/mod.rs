@@ -26,6 +26,7 @@ mod rerank;
 mod sampling;
 mod slots;
 mod sse;
+mod tail;
 mod tei;
 mod trace;
 

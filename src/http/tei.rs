@@ -12,7 +12,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
@@ -22,6 +22,7 @@ use super::Id;
 use super::generate::json_response;
 use super::openapi::{Operation, SERVED};
 use super::rerank::RerankBody;
+use super::tail::Tail;
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
@@ -148,7 +149,7 @@ fn at(verb: Verb) -> MethodRouter<Arc<Front>> {
 async fn named(
     State(front): State<Arc<Front>>,
     Extension(id): Extension<Id>,
-    Path(path): Path<String>,
+    Tail(path): Tail,
     request: Request,
 ) -> Response {
     let known = VERBS.iter().find_map(|(end, verb)| Some((path.strip_suffix(end)?, *verb)));

@@ -226,6 +226,22 @@ async fn nothing_is_refused() {
     assert_eq!(empty.status, 400);
 }
 
+/// Paths that are no text name nothing; each API says so in its own words.
+#[tokio::test]
+async fn paths_that_are_no_text_name_nothing() {
+    let app = encoders();
+    for path in ["/v1/models/%FF", "/models/%FF/info", "/v2/models/%FF", "/v2/models/%FF/ready"] {
+        let reply = app.get(path).await;
+        assert_eq!(reply.status, 404, "{path}: {}", reply.body);
+        assert!(reply.body.contains("%FF") && reply.json().is_object(), "{path}: {}", reply.body);
+    }
+    for path in ["/models/%FF", "/models/%FF/embed", "/v2/models/%FF/infer"] {
+        let reply = app.post(path, r#"{"inputs":"a"}"#).await;
+        assert_eq!(reply.status, 404, "{path}: {}", reply.body);
+        assert!(reply.body.contains("%FF") && reply.json().is_object(), "{path}: {}", reply.body);
+    }
+}
+
 /// What clients write for a value that they do not have.
 #[tokio::test]
 async fn null_is_as_good_as_nothing() {
