@@ -15,6 +15,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,6 +42,9 @@ const INLINE_MAX: Micros = Micros(400);
 /// Bytes of text that a tokenizer does in a microsecond, and a JSON parser: rather low than high.
 const TOKENISED_PER_MICRO: usize = 4;
 const PARSED_PER_MICRO: usize = 100;
+
+/// What a message costs a template beside its text.
+const RENDERED_A_MESSAGE: Micros = Micros(20);
 
 /// Deepest nesting of lists and objects in a body.
 const JSON_DEPTH_MAX: usize = 96;
@@ -196,7 +200,8 @@ impl Front {
             || messages.iter().map(|message| message.content.chars().count()).sum::<usize>();
         check_characters(0, bytes, characters, limit)?;
         let tokenizer = Arc::clone(&text.tokenizer);
-        self.heavy(tokenising(bytes), move || {
+        let rendering = Micros(RENDERED_A_MESSAGE.0 * messages.len() as u64);
+        self.heavy(tokenising(bytes).plus(rendering), move || {
             Ok(template.render_with(&tokenizer, &messages, &flags)?.into())
         })
         .await
@@ -238,16 +243,14 @@ impl Front {
         job: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         if expected <= INLINE_MAX {
-            return job();
+            return catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| Err(panicked()));
         }
         let permit = Arc::clone(&self.heavy).acquire_owned().await;
         let running = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             job()
         });
-        running.await.unwrap_or_else(|error| {
-            Err(Error::new(ErrorKind::Internal, format!("work on this request failed: {error}")))
-        })
+        running.await.unwrap_or_else(|_| Err(panicked()))
     }
 
     /// Puts one request a task into the inbox, all or none, and gives a receiver for each.
@@ -303,6 +306,11 @@ impl Front {
     pub fn give_up(&self) {
         self.open.fail_all(&Error::device_failed());
     }
+}
+
+/// The error for work that panicked: where and why is in the log.
+fn panicked() -> Error {
+    Error::new(ErrorKind::Internal, "work on this request failed: a defect of the server")
 }
 
 /// Refuses JSON in which lists and objects are nested deeper than any client means it: also in

@@ -1,6 +1,8 @@
 //! Admission without HTTP.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::testing::{CONTEXT, advance, ended, front, metric, outcomes};
@@ -13,6 +15,7 @@ use crate::model::ModelTask;
 use crate::request::{Detail, Generate, Micros, Sampling, Task, Usage};
 use crate::scheduler::{LaneLoad, Load};
 use crate::telemetry::request_log::RequestLog;
+use crate::text::Message;
 
 fn ticket(front: &Arc<Front>) -> Ticket {
     Ticket::new(Arc::clone(front), ModelTask::Generate, RequestLog::new("id".into()))
@@ -173,8 +176,19 @@ async fn heavy_work_leaves_the_thread_and_reports_a_panic() {
     let thread = || Ok(std::thread::current().id());
     assert_eq!(front.heavy(Micros(10), thread).await.unwrap(), here);
     assert_ne!(front.heavy(Micros(10_000), thread).await.unwrap(), here);
-    let error = front.heavy::<()>(Micros(10_000), || panic!("on purpose")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Internal);
+    for expected in [10, 10_000] {
+        let failing = front.heavy::<()>(Micros(expected), || panic!("on purpose"));
+        assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Internal);
+    }
+    // Many messages are work, however short.
+    let text = front.catalog.find("tiny").unwrap().text().unwrap();
+    for (count, here) in [(2, true), (40, false)] {
+        let message = Message { role: "user".into(), content: "a".into() };
+        let mut rendering =
+            std::pin::pin!(front.render(text, vec![message; count], vec![], CONTEXT));
+        let at_once = poll_fn(|context| Poll::Ready(rendering.as_mut().poll(context).is_ready()));
+        assert_eq!(at_once.await, here, "{count} messages");
+    }
 }
 
 #[tokio::test]
