@@ -10,7 +10,7 @@ use super::ticket::Ticket;
 use super::{CHARACTERS_PER_TOKEN_MAX, Front};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::Phase;
+use crate::lifecycle::{Notice, Phase};
 use crate::model::ModelTask;
 use crate::request::{Detail, Generate, Micros, Sampling, Task, Usage};
 use crate::scheduler::{LaneLoad, Load};
@@ -139,6 +139,32 @@ async fn choices_share_their_prompt() {
     front.submit(&mut ticket, model, (0..4).map(choice).collect()).unwrap();
     let snapshot = front.telemetry.snapshot();
     assert_eq!((snapshot.inbox, snapshot.inbox_tokens), (4, 10));
+}
+
+#[tokio::test]
+async fn a_drain_finishes_only_what_was_submitted() {
+    let (front, _inbox) = front(Config::default());
+    front.lifecycle.notify(Notice { source: "drain", within: None, terminate: false });
+    let enter = || {
+        let mut ticket = ticket(&front);
+        let model = front.enter(&mut ticket, "tiny", ModelTask::Generate).unwrap().model;
+        (ticket, model)
+    };
+    let (mut refused, _) = enter();
+    refused.fail(&Error::new(ErrorKind::ContextLengthExceeded, "too long"));
+    drop((refused, enter()));
+    assert_eq!(front.lifecycle.summary().finished, 0);
+    // A tokenizer's answer needs no engine.
+    let (mut tokenised, _) = enter();
+    tokenised.finish(Usage::default());
+    let (mut answered, model) = enter();
+    front.submit(&mut answered, model, vec![task(1)]).unwrap();
+    answered.finish(Usage::default());
+    let (mut left, model) = enter();
+    front.submit(&mut left, model, vec![task(1)]).unwrap();
+    drop((tokenised, answered, left));
+    let summary = front.lifecycle.summary();
+    assert_eq!((summary.finished, summary.cut), (3, 0));
 }
 
 #[tokio::test]

@@ -250,8 +250,12 @@ impl Drop for Ticket {
         });
         self.report(ended);
         let cut = matches!(ended, Ended::Failed(ErrorKind::Cut | ErrorKind::DeviceFailed));
-        if let (Some(in_flight), true) = (&mut self.in_flight, cut) {
-            in_flight.cut();
+        match &mut self.in_flight {
+            Some(in_flight) if cut => in_flight.cut(),
+            Some(in_flight) if self.submitted.is_none() && ended != Ended::Ok => {
+                in_flight.refused();
+            }
+            _ => {}
         }
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::Micros;
 use crate::telemetry::Telemetry;
-use flight::Flights;
+use flight::{End, Flights};
 use phase::{Event, Life};
 use summary::DrainSummary;
 
@@ -83,7 +83,7 @@ pub struct Lifecycle {
 #[must_use = "the request counts as answered once this is dropped"]
 pub struct InFlight {
     flights: Arc<Flights>,
-    cut: bool,
+    end: End,
 }
 
 /// The machine's state and what the summary says of it.
@@ -144,7 +144,7 @@ impl Lifecycle {
             matches!(phase, Phase::Ready | Phase::LameDuck)
         });
         match admitted {
-            true => Ok(InFlight { flights: Arc::clone(&self.flights), cut: false }),
+            true => Ok(InFlight { flights: Arc::clone(&self.flights), end: End::Finished }),
             // Outside of the count's lock: a refusal looks at the record.
             false => Err(self.refusal(phase)),
         }
@@ -383,13 +383,18 @@ impl Lifecycle {
 impl InFlight {
     /// Says that the request was cut off instead of finished.
     pub fn cut(&mut self) {
-        self.cut = true;
+        self.end = End::Cut;
+    }
+
+    /// Says that the request was refused after all: a drain has not finished it.
+    pub fn refused(&mut self) {
+        self.end = End::Refused;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.flights.leave(self.cut);
+        self.flights.leave(self.end);
     }
 }
 
