@@ -302,9 +302,9 @@ impl Front {
         Ok(receivers)
     }
 
-    /// Tells everybody in flight that the engine is gone, in its stead.
-    pub fn give_up(&self) {
-        self.open.fail_all(&Error::device_failed());
+    /// Ends everybody in flight with `error`, in the stead of an engine that says nothing.
+    pub fn give_up(&self, error: &Error) {
+        self.open.fail_all(error);
     }
 }
 

@@ -222,6 +222,15 @@ impl Lifecycle {
         let _ = self.failed.subscribe().wait_for(|failed| *failed).await;
     }
 
+    /// Ends when `Closing` nearly does: who has not been told by then that it is cut has to be
+    /// told now.
+    pub async fn nearly_closed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.watch().wait_for(|phase| *phase >= Phase::Closing).await;
+        let last_call = self.record().life.last_call();
+        tokio::time::sleep_until(self.started + duration(last_call)).await;
+    }
+
     /// Time until the process will be gone, if a notice has come.
     pub fn remaining(&self) -> Option<Duration> {
         let deadline = self.record().life.deadline?;
