@@ -136,6 +136,11 @@ impl Ticket {
         self.ended = Some(Ended::Ok);
     }
 
+    /// Takes over the guard of a request that is answered, for as long as its answer is written.
+    pub fn answers(&mut self) -> Option<InFlight> {
+        self.in_flight.take()
+    }
+
     /// It failed with `error`; the first failure counts.
     pub fn fail(&mut self, error: &Error) {
         if self.ended.is_none() {

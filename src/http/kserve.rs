@@ -18,7 +18,7 @@ use super::encode::{self, Encoded, Finish, INPUTS_MAX};
 use super::generate::json_response;
 use super::openapi::{Operation, SERVED, Wording, schema_of};
 use super::tail::Tail;
-use super::{Id, error, health};
+use super::{Id, error, health, whole};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
@@ -269,10 +269,7 @@ async fn infer(
     let task = if model.task == ModelTask::Generate { ModelTask::Embed } else { model.task };
     let mut ticket = Ticket::new(Arc::clone(&front), task, id.0);
     match answer(&front, &mut ticket, model, request).await {
-        Ok((json, usage)) => {
-            ticket.finish(usage);
-            json_response(json)
-        }
+        Ok((json, usage)) => whole::answered(ticket, usage, json),
         Err(error) => {
             ticket.fail(&error);
             refuse(&error, ticket.request_id())

@@ -29,6 +29,7 @@ mod sse;
 mod tail;
 mod tei;
 mod trace;
+mod whole;
 
 #[cfg(test)]
 mod tests;

@@ -13,10 +13,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::encode::{self, INPUTS_MAX};
-use super::generate::json_response;
 use super::openapi::{Operation, SERVED};
 use super::tei::{self, Call};
-use super::{Id, body, error};
+use super::{Id, body, error, whole};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
@@ -211,10 +210,7 @@ async fn create(
         return call.respond(done);
     }
     match answer(&front, &mut call.ticket, version.unwrap_or("1"), body).await {
-        Ok((json, usage)) => {
-            call.ticket.finish(usage);
-            json_response(json)
-        }
+        Ok((json, usage)) => whole::answered(call.ticket, usage, json),
         Err(error) => refuse(call.ticket, version.or(Some("1")), &error),
     }
 }

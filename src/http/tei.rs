@@ -18,11 +18,10 @@ use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
 
-use super::Id;
-use super::generate::json_response;
 use super::openapi::{Operation, SERVED};
 use super::rerank::RerankBody;
 use super::tail::Tail;
+use super::{Id, whole};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
@@ -281,8 +280,7 @@ impl Call {
                 return refusal.response(self.ticket.request_id());
             }
         };
-        self.ticket.finish(usage);
-        let mut response = json_response(json);
+        let mut response = whole::answered(self.ticket, usage, json);
         let total = self.started.elapsed().as_millis() as u64;
         let tokens = u64::from(usage.prompt_tokens);
         let told = [total, characters as u64, tokens, total, tokenised.as_millis() as u64];

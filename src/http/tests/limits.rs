@@ -21,7 +21,7 @@ use crate::http::admin_router;
 use crate::http::listener::{Limits, Server};
 use crate::lifecycle::Phase;
 use crate::model::ModelTask;
-use crate::request::Finish;
+use crate::request::{Event, Finish};
 use crate::telemetry::request_log::RequestLog;
 
 /// The status and the error's code of a whole answer.
@@ -209,6 +209,26 @@ async fn a_client_that_does_not_read_is_cancelled() {
         until("the guard's end", || site.front.lifecycle.in_flight() == 0).await;
     }
     assert_eq!(outcomes(&site.front, "tiny", "generate", "cancelled"), 2.0);
+}
+
+/// A whole answer is in flight until it is taken, not until it is computed.
+#[tokio::test]
+async fn an_answer_is_in_flight_while_it_is_written() {
+    const NUMBERS: usize = 2_100_000;
+    let mut site = Site::open(LIMITS);
+    let body = r#"{"inputs":"a"}"#;
+    let head = "POST /models/org/vec/embed_all HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let mut client = site.connect().await;
+    write(&mut client, &format!("{head}content-length: {}\r\n\r\n{body}", body.len())).await;
+    let sink = site.submission().await;
+    sink.send(Event::Vector { index: 0, values: vec![0.1; NUMBERS] });
+    done(&sink, Finish::Complete, 1, 0);
+    read_until(&mut client, "\r\n\r\n").await;
+    assert_eq!(outcomes(&site.front, "org/vec", "embed", "ok"), 1.0);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(site.front.lifecycle.in_flight(), 1, "megabytes wait for the client");
+    assert!(read_to_end(&mut client).await.ends_with("[0.1,0.1,0.1]]]"));
+    assert_eq!(site.front.lifecycle.in_flight(), 0);
 }
 
 #[tokio::test]
