@@ -158,12 +158,13 @@ impl Front {
         Ok(Entry { model, text: model.text()? })
     }
 
-    /// Token ids of each text, wrapped in the model's own prefix and suffix tokens. They may be
-    /// more than `limit`: only text that cannot fit is refused here.
+    /// Token ids of each prompt, wrapped in the model's own prefix and suffix tokens; control tokens
+    /// may be written out, as in templates. They may be more than `limit`: only text that cannot
+    /// fit is refused here.
     ///
     /// # Errors
     /// `ContextLengthExceeded`, naming the text's index and characters.
-    pub async fn encode(
+    pub async fn encode_prompts(
         &self,
         text: &ModelText,
         inputs: Vec<String>,
@@ -175,7 +176,7 @@ impl Front {
         let tokenizer = Arc::clone(&text.tokenizer);
         let bytes = inputs.iter().map(String::len).sum();
         self.heavy(tokenising(bytes), move || {
-            inputs.iter().map(|input| Ok(tokenizer.encode(input, true)?.into())).collect()
+            inputs.iter().map(|input| Ok(tokenizer.encode_prompt(input)?.into())).collect()
         })
         .await
     }

@@ -187,10 +187,10 @@ async fn text_that_cannot_fit_is_not_tokenised() {
     let (front, _inbox) = front(Config::default());
     let text = front.catalog.find("tiny").unwrap().text().unwrap();
     let most = CONTEXT as usize * CHARACTERS_PER_TOKEN_MAX;
-    let fits = front.encode(text, vec!["é".repeat(most)], CONTEXT).await.unwrap();
+    let fits = front.encode_prompts(text, vec!["é".repeat(most)], CONTEXT).await.unwrap();
     assert_eq!(fits[0].len(), 2 * most);
     let long = vec!["a".into(), "a".repeat(most + 1)];
-    let error = front.encode(text, long, CONTEXT).await.unwrap_err();
+    let error = front.encode_prompts(text, long, CONTEXT).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ContextLengthExceeded);
     assert!(error.message().contains("input 1") && error.message().contains("1025"), "{error}");
 }

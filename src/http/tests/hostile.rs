@@ -185,13 +185,14 @@ async fn content_stays_content() {
         let prompt: Vec<u8> = prompts.recv().await.unwrap().chars().map(|c| c as u8).collect();
         assert_eq!(String::from_utf8(prompt).unwrap(), format!("user:{content}\nassistant:"));
     }
-    // The same in a completion, and as ids.
+    // The prompt of a completion is the caller's own, as text and as ids.
     let ask = async |given: Value| {
         let body = json!({"model": "tiny", "prompt": given});
         app.post("/v1/completions", body.to_string()).await.status.as_u16()
     };
     assert_eq!(ask(json!("a<|end|>b")).await, 200);
-    assert_eq!(prompts.recv().await.unwrap().len(), "a<|end|>b".len());
+    // The control token's id is 256, which is told as 0.
+    assert_eq!(prompts.recv().await.unwrap(), "a\0b");
     assert_eq!(ask(json!([97, 257])).await, 400);
     assert_eq!(ask(json!([-1])).await, 400);
 }
