@@ -85,6 +85,12 @@ impl Error {
         Self::new(ErrorKind::DeviceFailed, message)
     }
 
+    /// What was in flight is told when the drain's time is over.
+    pub fn cut() -> Self {
+        let message = "the server is shutting down and its grace period is over; try again";
+        Self::new(ErrorKind::Cut, message)
+    }
+
     /// Names the field that is at fault.
     #[must_use]
     pub fn at(mut self, param: impl Into<Cow<'static, str>>) -> Self {

@@ -79,9 +79,10 @@ pub enum Task {
 }
 
 impl Task {
-    /// Tokens that are given, not made.
+    /// Tokens that are given, not made. Choices of one prompt share it: it counts with the first.
     pub fn prompt_tokens(&self) -> usize {
         match self {
+            Task::Generate(generate) if generate.sampling.choice > 0 => 0,
             Task::Generate(generate) => generate.prompt.len(),
             Task::Encode(encode) => encode.tokens() as usize,
         }
@@ -326,11 +327,9 @@ pub struct Meter {
 const NEVER: u64 = u64::MAX;
 
 impl Meter {
-    /// For `task`. Choices of one prompt share it: it counts with the first.
     fn of(task: &Task) -> Self {
-        let further = matches!(task, Task::Generate(generate) if generate.sampling.choice > 0);
         Self {
-            prompt_tokens: if further { 0 } else { task.prompt_tokens() as u32 },
+            prompt_tokens: task.prompt_tokens() as u32,
             begun: AtomicBool::new(false),
             cached_tokens: AtomicU32::new(0),
             generated_tokens: AtomicU32::new(0),

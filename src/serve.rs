@@ -23,6 +23,7 @@ use crate::config::manifest::Manifest;
 use crate::config::{Config, Cost};
 use crate::engine::start::{StartError, Started, Startup};
 use crate::engine::{Ending, Engine, Failure, Links, fan_out};
+use crate::error::Error;
 use crate::http::listener::{Limits, Server, allow_connections};
 use crate::http::{admin_router, main_router};
 use crate::lifecycle::last_words::{LastExit, LastWords, Reason};
@@ -305,10 +306,14 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// An engine that hangs tells nobody; the front does it then.
+/// An engine that hangs tells nobody, and one whose step outlasts the drain cannot yet; the front
+/// does it then.
 async fn give_up(front: Arc<Front>) {
-    front.lifecycle.failed().await;
-    front.give_up();
+    let error = tokio::select! {
+        () = front.lifecycle.failed() => Error::device_failed(),
+        () = front.lifecycle.nearly_closed() => Error::cut(),
+    };
+    front.give_up(&error);
 }
 
 /// Passes phases on to the listeners, but for the last: they stop after the last scrape.
@@ -371,8 +376,14 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
 
+    use axum::body::Body;
+    use axum::http::Request;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
     use super::*;
     use crate::admission::testing::front;
+    use crate::lifecycle::Notice;
 
     const WORKERS: usize = 2;
 
@@ -403,6 +414,28 @@ mod tests {
             after(10).await;
             assert!(price(usd), "a minute has passed");
         }
+    }
+
+    /// The engine is in a step that outlasts the drain; its client is told all the same, in time.
+    #[tokio::test(start_paused = true)]
+    async fn a_long_step_does_not_cut_without_a_word() {
+        let (front, mut inbox) = front(Config::default());
+        tokio::spawn(give_up(Arc::clone(&front)));
+        let drained = tokio::spawn(Arc::clone(&front.lifecycle).run());
+        let body = r#"{"model":"tiny","messages":[{"role":"user","content":"hi"}]}"#;
+        let request = Request::post("/v1/chat/completions").body(Body::from(body)).unwrap();
+        let answer = tokio::spawn(main_router(Arc::clone(&front)).oneshot(request));
+        let held = inbox.recv().await.unwrap();
+        let notice = Notice { source: "sigterm", within: None, terminate: true };
+        front.lifecycle.notify(notice);
+        let answer = answer.await.unwrap().unwrap();
+        assert_eq!(answer.status(), 503);
+        let told = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&told).contains("cut_by_drain"), "{told:?}");
+        assert!(held.sink.is_cancelled(), "nobody listens any longer");
+        let summary = drained.await.unwrap();
+        assert_eq!((summary.cut, summary.finished, summary.exit_code), (1, 0, CUT));
+        assert!(summary.elapsed_s < summary.deadline_s - 1.0, "{summary:?}");
     }
 
     fn free() -> SocketAddr {

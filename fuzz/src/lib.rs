@@ -24,6 +24,9 @@ pub fn use_tokenizer(tokenizer: &Tokenizer) {
             let _ = tokenizer.decode(&ids);
             let _ = tokenizer.decode_for_people(&ids, true);
         }
+        if let Ok(ids) = tokenizer.encode_prompt(text) {
+            assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+        }
         let _ = tokenizer.pieces(text, true);
     }
     let _ = tokenizer.decode(&[0, u32::MAX]);

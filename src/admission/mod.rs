@@ -1,6 +1,7 @@
 //! Lets requests in: looks the model up, tokenises, checks limits and predicted wait, and hands
 //! over a ticket. Knows no HTTP and no engine, only the inbox.
 
+mod bodies;
 pub mod callers;
 pub mod encode;
 mod open;
@@ -14,6 +15,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +30,7 @@ use crate::model::{ModelState, ModelTask};
 use crate::request::{Events, Micros, Request, RequestId, Sink, Submission, Task, TokenId};
 use crate::telemetry::{Rejection, Telemetry};
 use crate::text::{Message, ModelText};
+use bodies::Bodies;
 use callers::Callers;
 use open::OpenRequests;
 use queue::Bounds;
@@ -39,6 +42,9 @@ const INLINE_MAX: Micros = Micros(400);
 /// Bytes of text that a tokenizer does in a microsecond, and a JSON parser: rather low than high.
 const TOKENISED_PER_MICRO: usize = 4;
 const PARSED_PER_MICRO: usize = 100;
+
+/// What a message costs a template beside its text.
+const RENDERED_A_MESSAGE: Micros = Micros(20);
 
 /// Deepest nesting of lists and objects in a body.
 const JSON_DEPTH_MAX: usize = 96;
@@ -61,6 +67,8 @@ pub struct Front {
     pub callers: Callers,
     /// The engine; bounded by `limits.queue_requests`.
     pub inbox: mpsc::Sender<Submission>,
+    /// Memory for what is not in the inbox yet.
+    bodies: Bodies,
     /// One permit for each CPU-heavy job that may run beside the async threads.
     heavy: Arc<tokio::sync::Semaphore>,
     open: OpenRequests,
@@ -94,6 +102,7 @@ impl Front {
     ) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
+            bodies: Bodies::new(config.server.max_body_bytes),
             config,
             catalog,
             telemetry,
@@ -106,11 +115,20 @@ impl Front {
         })
     }
 
+    /// Whether a request's body is worth reading; counts the request on its caller's key.
+    ///
+    /// # Errors
+    /// `Draining`, `ModelLoading`, `DeviceFailed`, `RateLimited` when the caller's key has used up
+    /// its limits.
+    pub fn greet(&self, ticket: &mut Ticket) -> Result<()> {
+        self.lifecycle.check_admits()?;
+        ticket.take_quota()
+    }
+
     /// Finds the model by name or alias and takes the in-flight guard; nothing is queued yet.
     ///
     /// # Errors
-    /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`,
-    /// `RateLimited` when the caller's key has used up its limits.
+    /// `ModelNotFound`, `InvalidRequest` for a model of another task, `Draining`, `ModelLoading`.
     pub fn enter(&self, ticket: &mut Ticket, name: &str, task: ModelTask) -> Result<Entry<'_>> {
         let model = self.catalog.find(name)?;
         ticket.set_lane(model.lane);
@@ -137,16 +155,16 @@ impl Front {
             ModelState::Ready | ModelState::Evicted => {}
             _ => return Err(model.loading()),
         }
-        ticket.take_quota()?;
         Ok(Entry { model, text: model.text()? })
     }
 
-    /// Token ids of each text, wrapped in the model's own prefix and suffix tokens. They may be
-    /// more than `limit`: only text that cannot fit is refused here.
+    /// Token ids of each prompt, wrapped in the model's own prefix and suffix tokens; control tokens
+    /// may be written out, as in templates. They may be more than `limit`: only text that cannot
+    /// fit is refused here.
     ///
     /// # Errors
     /// `ContextLengthExceeded`, naming the text's index and characters.
-    pub async fn encode(
+    pub async fn encode_prompts(
         &self,
         text: &ModelText,
         inputs: Vec<String>,
@@ -158,7 +176,7 @@ impl Front {
         let tokenizer = Arc::clone(&text.tokenizer);
         let bytes = inputs.iter().map(String::len).sum();
         self.heavy(tokenising(bytes), move || {
-            inputs.iter().map(|input| Ok(tokenizer.encode(input, true)?.into())).collect()
+            inputs.iter().map(|input| Ok(tokenizer.encode_prompt(input)?.into())).collect()
         })
         .await
     }
@@ -183,7 +201,8 @@ impl Front {
             || messages.iter().map(|message| message.content.chars().count()).sum::<usize>();
         check_characters(0, bytes, characters, limit)?;
         let tokenizer = Arc::clone(&text.tokenizer);
-        self.heavy(tokenising(bytes), move || {
+        let rendering = Micros(RENDERED_A_MESSAGE.0 * messages.len() as u64);
+        self.heavy(tokenising(bytes).plus(rendering), move || {
             Ok(template.render_with(&tokenizer, &messages, &flags)?.into())
         })
         .await
@@ -225,16 +244,14 @@ impl Front {
         job: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         if expected <= INLINE_MAX {
-            return job();
+            return catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| Err(panicked()));
         }
         let permit = Arc::clone(&self.heavy).acquire_owned().await;
         let running = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             job()
         });
-        running.await.unwrap_or_else(|error| {
-            Err(Error::new(ErrorKind::Internal, format!("work on this request failed: {error}")))
-        })
+        running.await.unwrap_or_else(|_| Err(panicked()))
     }
 
     /// Puts one request a task into the inbox, all or none, and gives a receiver for each.
@@ -248,8 +265,7 @@ impl Front {
         model: &Model,
         tasks: Vec<Task>,
     ) -> Result<Vec<Events>> {
-        let tokens: Vec<u64> = tasks.iter().map(|task| task.prompt_tokens() as u64).collect();
-        let total = tokens.iter().sum();
+        let total = tasks.iter().map(|task| task.prompt_tokens() as u64).sum();
         let bounds = Bounds { limits: &self.config.limits, manifests: &self.config.manifests };
         let snapshot = self.telemetry.snapshot();
         if let Err((reason, error)) = bounds.check(&snapshot, model.lane, tasks.len(), total) {
@@ -267,7 +283,8 @@ impl Front {
         })?;
         ticket.submitted(total);
         let mut receivers = Vec::with_capacity(tasks.len());
-        for ((permit, task), tokens) in permits.zip(tasks).zip(tokens) {
+        for (permit, task) in permits.zip(tasks) {
+            let tokens = task.prompt_tokens() as u64;
             let (sink, events) = Sink::for_task(&task);
             ticket.metered(sink.meter());
             self.open.add(sink.weak());
@@ -286,10 +303,15 @@ impl Front {
         Ok(receivers)
     }
 
-    /// Tells everybody in flight that the engine is gone, in its stead.
-    pub fn give_up(&self) {
-        self.open.fail_all(&Error::device_failed());
+    /// Ends everybody in flight with `error`, in the stead of an engine that says nothing.
+    pub fn give_up(&self, error: &Error) {
+        self.open.fail_all(error);
     }
+}
+
+/// The error for work that panicked: where and why is in the log.
+fn panicked() -> Error {
+    Error::new(ErrorKind::Internal, "work on this request failed: a defect of the server")
 }
 
 /// Refuses JSON in which lists and objects are nested deeper than any client means it: also in

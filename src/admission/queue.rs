@@ -111,7 +111,7 @@ impl Bounds<'_> {
 
 /// `QueueFull`, to be tried again after the predicted wait: 1 to 30 s, ± 20 % so that refused
 /// clients do not come back together.
-fn full(message: String, wait: Duration) -> Error {
+pub(super) fn full(message: String, wait: Duration) -> Error {
     let noise = (uuid::Uuid::new_v4().as_u128() as u32) as f64 / f64::from(u32::MAX);
     let seconds = wait.as_secs_f64().clamp(1.0, 30.0) * (0.8 + 0.4 * noise);
     Error::new(ErrorKind::QueueFull, message).retry_after(Duration::from_secs_f64(seconds))

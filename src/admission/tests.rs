@@ -1,6 +1,8 @@
 //! Admission without HTTP.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::testing::{CONTEXT, advance, ended, front, metric, outcomes};
@@ -8,11 +10,12 @@ use super::ticket::Ticket;
 use super::{CHARACTERS_PER_TOKEN_MAX, Front};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::Phase;
+use crate::lifecycle::{Notice, Phase};
 use crate::model::ModelTask;
 use crate::request::{Detail, Generate, Micros, Sampling, Task, Usage};
 use crate::scheduler::{LaneLoad, Load};
 use crate::telemetry::request_log::RequestLog;
+use crate::text::Message;
 
 fn ticket(front: &Arc<Front>) -> Ticket {
     Ticket::new(Arc::clone(front), ModelTask::Generate, RequestLog::new("id".into()))
@@ -120,6 +123,51 @@ async fn submits_all_or_none() {
 }
 
 #[tokio::test]
+async fn choices_share_their_prompt() {
+    let mut config = Config::default();
+    config.limits.queue_tokens = 10;
+    let (front, _inbox) = front(config);
+    let choice = |choice| match task(10) {
+        Task::Generate(first) => {
+            let sampling = Sampling { choice, ..first.sampling };
+            Task::Generate(Generate { sampling, ..first })
+        }
+        other => other,
+    };
+    let mut ticket = ticket(&front);
+    let model = front.enter(&mut ticket, "tiny", ModelTask::Generate).unwrap().model;
+    front.submit(&mut ticket, model, (0..4).map(choice).collect()).unwrap();
+    let snapshot = front.telemetry.snapshot();
+    assert_eq!((snapshot.inbox, snapshot.inbox_tokens), (4, 10));
+}
+
+#[tokio::test]
+async fn a_drain_finishes_only_what_was_submitted() {
+    let (front, _inbox) = front(Config::default());
+    front.lifecycle.notify(Notice { source: "drain", within: None, terminate: false });
+    let enter = || {
+        let mut ticket = ticket(&front);
+        let model = front.enter(&mut ticket, "tiny", ModelTask::Generate).unwrap().model;
+        (ticket, model)
+    };
+    let (mut refused, _) = enter();
+    refused.fail(&Error::new(ErrorKind::ContextLengthExceeded, "too long"));
+    drop((refused, enter()));
+    assert_eq!(front.lifecycle.summary().finished, 0);
+    // A tokenizer's answer needs no engine.
+    let (mut tokenised, _) = enter();
+    tokenised.finish(Usage::default());
+    let (mut answered, model) = enter();
+    front.submit(&mut answered, model, vec![task(1)]).unwrap();
+    answered.finish(Usage::default());
+    let (mut left, model) = enter();
+    front.submit(&mut left, model, vec![task(1)]).unwrap();
+    drop((tokenised, answered, left));
+    let summary = front.lifecycle.summary();
+    assert_eq!((summary.finished, summary.cut), (3, 0));
+}
+
+#[tokio::test]
 async fn refuses_a_long_predicted_wait() {
     let (front, _inbox) = front(Config::default());
     let busy = LaneLoad { waiting: 1, waiting_work: Micros(31_000_000), ..LaneLoad::default() };
@@ -139,10 +187,10 @@ async fn text_that_cannot_fit_is_not_tokenised() {
     let (front, _inbox) = front(Config::default());
     let text = front.catalog.find("tiny").unwrap().text().unwrap();
     let most = CONTEXT as usize * CHARACTERS_PER_TOKEN_MAX;
-    let fits = front.encode(text, vec!["é".repeat(most)], CONTEXT).await.unwrap();
+    let fits = front.encode_prompts(text, vec!["é".repeat(most)], CONTEXT).await.unwrap();
     assert_eq!(fits[0].len(), 2 * most);
     let long = vec!["a".into(), "a".repeat(most + 1)];
-    let error = front.encode(text, long, CONTEXT).await.unwrap_err();
+    let error = front.encode_prompts(text, long, CONTEXT).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ContextLengthExceeded);
     assert!(error.message().contains("input 1") && error.message().contains("1025"), "{error}");
 }
@@ -154,8 +202,19 @@ async fn heavy_work_leaves_the_thread_and_reports_a_panic() {
     let thread = || Ok(std::thread::current().id());
     assert_eq!(front.heavy(Micros(10), thread).await.unwrap(), here);
     assert_ne!(front.heavy(Micros(10_000), thread).await.unwrap(), here);
-    let error = front.heavy::<()>(Micros(10_000), || panic!("on purpose")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Internal);
+    for expected in [10, 10_000] {
+        let failing = front.heavy::<()>(Micros(expected), || panic!("on purpose"));
+        assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Internal);
+    }
+    // Many messages are work, however short.
+    let text = front.catalog.find("tiny").unwrap().text().unwrap();
+    for (count, here) in [(2, true), (40, false)] {
+        let message = Message { role: "user".into(), content: "a".into() };
+        let mut rendering =
+            std::pin::pin!(front.render(text, vec![message; count], vec![], CONTEXT));
+        let at_once = poll_fn(|context| Poll::Ready(rendering.as_mut().poll(context).is_ready()));
+        assert_eq!(at_once.await, here, "{count} messages");
+    }
 }
 
 #[tokio::test]

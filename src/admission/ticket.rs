@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Front;
+use super::bodies::Held;
 use super::callers::Caller;
 use super::quota::Pass;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +29,8 @@ pub struct Ticket {
     task: ModelTask,
     caller: Caller,
     pass: Option<Pass>,
+    /// Memory that its body takes.
+    body: Option<Held>,
     /// What each of its tasks has taken.
     meters: Vec<Arc<Meter>>,
     lane: Option<LaneId>,
@@ -53,6 +56,7 @@ impl Ticket {
             task,
             caller: Caller::default(),
             pass: None,
+            body: None,
             meters: Vec::new(),
             lane: None,
             in_flight: None,
@@ -108,6 +112,14 @@ impl Ticket {
         Ok(())
     }
 
+    /// Takes memory for so many more bytes of its body.
+    ///
+    /// # Errors
+    /// `QueueFull` when other requests' bodies take it all.
+    pub fn grow_body(&mut self, bytes: usize) -> Result<()> {
+        self.front.bodies.take(&mut self.body, bytes)
+    }
+
     /// The error for a passed deadline.
     pub fn expired(&self) -> Error {
         let message = format!(
@@ -122,6 +134,11 @@ impl Ticket {
     pub fn finish(&mut self, usage: Usage) {
         self.usage = usage;
         self.ended = Some(Ended::Ok);
+    }
+
+    /// Takes over the guard of a request that is answered, for as long as its answer is written.
+    pub fn answers(&mut self) -> Option<InFlight> {
+        self.in_flight.take()
     }
 
     /// It failed with `error`; the first failure counts.
@@ -160,6 +177,10 @@ impl Ticket {
     pub(super) fn submitted(&mut self, tokens: u64) {
         self.submitted = Some(tokens);
         self.spend(tokens);
+        // An answer of an encoder may show its texts again; they go with the ticket.
+        if self.task == ModelTask::Generate {
+            self.body = None;
+        }
     }
 
     pub(super) fn take_quota(&mut self) -> Result<()> {
@@ -234,8 +255,12 @@ impl Drop for Ticket {
         });
         self.report(ended);
         let cut = matches!(ended, Ended::Failed(ErrorKind::Cut | ErrorKind::DeviceFailed));
-        if let (Some(in_flight), true) = (&mut self.in_flight, cut) {
-            in_flight.cut();
+        match &mut self.in_flight {
+            Some(in_flight) if cut => in_flight.cut(),
+            Some(in_flight) if self.submitted.is_none() && ended != Ended::Ok => {
+                in_flight.refused();
+            }
+            _ => {}
         }
     }
 }

@@ -442,10 +442,7 @@ impl Engine {
     /// a panic the scheduler's state is not to be trusted, so this goes by the live requests.
     fn end_all(&mut self, ending: &Ending) {
         let error = match ending {
-            Ending::Stopped => Error::new(
-                ErrorKind::Cut,
-                "the server is shutting down and its grace period is over; try again",
-            ),
+            Ending::Stopped => Error::cut(),
             Ending::Failed(_) => Error::device_failed(),
         };
         self.deliver();

@@ -248,8 +248,8 @@ async fn drain(
     (StatusCode::ACCEPTED, drain_state(State(front)).await).into_response()
 }
 
-/// Browsers mark what pages send; a page on the operator's machine must not end the server.
-fn from_a_page(headers: &HeaderMap) -> bool {
+/// Browsers mark what pages send: a page that somebody on this machine opens is not that somebody.
+pub(super) fn from_a_page(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site")
 }
 

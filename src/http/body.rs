@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment};
 use tokio::time::{Instant, timeout_at};
 
+use super::admin::from_a_page;
 use super::object::Object;
 use crate::admission::Front;
 use crate::admission::callers::Caller;
@@ -15,7 +16,8 @@ use crate::admission::ticket::Ticket;
 use crate::config::Server;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes that are reserved for a body before any of it is here.
+/// Bytes that are reserved for a body before any of it is here, and that every request may have
+/// without asking: the bodies of most are smaller.
 const AT_FIRST: usize = 64 * 1024;
 
 /// Characters of a field's name that are shown.
@@ -55,7 +57,8 @@ pub(super) async fn parse<T: DeserializeOwned + Send + 'static>(
 /// `x-request-timeout` over into it.
 ///
 /// # Errors
-/// `TooLarge` above `server.max_body_bytes`, `InvalidRequest` for one that does not arrive.
+/// `TooLarge` above `server.max_body_bytes`, `InvalidRequest` for one that does not arrive,
+/// `QueueFull` when too much is being read; whatever keeps the request out, before it is read.
 pub(super) async fn whole(
     front: &Front,
     ticket: &mut Ticket,
@@ -68,6 +71,7 @@ pub(super) async fn whole(
     if let Some(seconds) = parts.headers.get("x-request-timeout") {
         ticket.limit_time(seconds.to_str().unwrap_or(""))?;
     }
+    front.greet(ticket)?;
     let bytes = read(ticket, &parts.headers, body, &front.config.server).await?;
     Ok((parts.headers, bytes))
 }
@@ -83,10 +87,14 @@ fn misshapen(place: &Path, error: &serde_json::Error) -> Error {
     }
 }
 
-/// Refuses what a web page can send without asking (`text/plain`, forms): a server without keys
-/// on a loopback address is reachable from every page that its user opens.
+/// Refuses what a web page can send without asking (`text/plain`, forms, or no type at all): a
+/// server without keys on a loopback address is reachable from every page that its user opens.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<()> {
     let Some(given) = headers.get(header::CONTENT_TYPE) else {
+        if from_a_page(headers) {
+            let message = "content-type has to be application/json for what a web page sends";
+            return Err(Error::invalid("content-type", message));
+        }
         return Ok(());
     };
     let given = given.to_str().unwrap_or("").to_ascii_lowercase();
@@ -122,8 +130,13 @@ async fn read(
             None => return Ok(bytes),
             Some(Ok(frame)) => {
                 let Ok(data) = frame.into_data() else { continue };
-                if bytes.len() + data.len() > most {
-                    return Err(too_large(bytes.len() + data.len(), most));
+                let length = bytes.len() + data.len();
+                if length > most {
+                    return Err(too_large(length, most));
+                }
+                let more = length.saturating_sub(bytes.len().max(AT_FIRST));
+                if more > 0 {
+                    ticket.grow_body(more)?;
                 }
                 bytes.extend_from_slice(&data);
             }

@@ -12,7 +12,7 @@ use super::generate::{self, Running};
 use super::object::Object;
 use super::openai::{Answer, ChatChoice, ChatDelta, ChatMessage, Content, GenerateBody};
 use super::openapi::{ChatBody, Operation, SERVED};
-use super::params::Params;
+use super::params::{self, Params};
 use super::sse::Shape;
 use super::{Id, body, error};
 use crate::admission::Front;
@@ -61,6 +61,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
     let messages = messages(body.messages.take().unwrap_or_default())?;
     let name = generate::model_name(body.model.as_ref())?;
     let entry = front.enter(ticket, name, ModelTask::Generate)?;
+    params::check_effort(body.reasoning_effort.as_deref(), entry.text.template.as_deref())?;
     let flags = std::mem::take(&mut params.flags);
     let tokens = front.render(entry.text, messages, flags, entry.model.context()).await?;
     generate::submit(front, ticket, entry, &params, &[Prompt { tokens, echo: None }])

@@ -61,7 +61,7 @@ async fn begin(front: &Front, ticket: &mut Ticket, request: Request) -> Result<R
     let echoes = if params.echo { input.texts() } else { None };
     let name = generate::model_name(body.model.as_ref())?;
     let entry = front.enter(ticket, name, ModelTask::Generate)?;
-    let prompts = input.encode(front, entry.text, entry.model.context(), "prompt").await?;
+    let prompts = input.encode_prompts(front, entry.text, entry.model.context(), "prompt").await?;
     let mut echoes = echoes.into_iter().flatten();
     let prompt = |tokens: Arc<[TokenId]>| {
         let echo = || echoes.next().unwrap_or_else(|| entry.text.tokenizer.decode(&tokens));

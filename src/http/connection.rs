@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{HeaderValue, Response, header};
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -38,6 +38,11 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 
 /// Most headers of one request that are read at all.
 const HEADERS_READ_MAX: usize = 256;
+
+/// How much of a body that nobody reads is thrown away after the answer, and for how long: closing
+/// at once would reset the connection, and the answer could be lost with it.
+const DISCARDED_MAX: usize = 1 << 20;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// How long answers may still be written once the process has stopped.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -102,7 +107,9 @@ pub(super) async fn serve<S: Stream>(
         activity.busy.store(true, Ordering::Relaxed);
         let guard = Busy(Arc::clone(&activity));
         request.extensions_mut().insert(peer);
-        let answer = router.clone().oneshot(request.map(Body::new));
+        activity.unread.store(false, Ordering::Relaxed);
+        let received = |body| Received { body, activity: Arc::clone(&activity), ended: false };
+        let answer = router.clone().oneshot(request.map(|body| Body::new(received(body))));
         async move {
             let mut response = answer.await?;
             if Instant::now() >= expires {
@@ -159,6 +166,8 @@ fn spread() -> f64 {
 #[derive(Default)]
 struct Activity {
     busy: AtomicBool,
+    /// The last request's body was not read to its end.
+    unread: AtomicBool,
     /// An answer has ended.
     idle: Notify,
 }
@@ -170,6 +179,43 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.busy.store(false, Ordering::Relaxed);
         self.0.idle.notify_one();
+    }
+}
+
+/// A request's body that tells when it is not read to its end.
+struct Received {
+    body: Incoming,
+    activity: Arc<Activity>,
+    ended: bool,
+}
+
+impl hyper::body::Body for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        self.ended |= frame.is_none();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if !self.ended && !hyper::body::Body::is_end_stream(self) {
+            self.activity.unread.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -212,6 +258,8 @@ struct Timed<S> {
     timer: Pin<Box<Sleep>>,
     /// Runs while the other end takes nothing; most never need one.
     stuck: Option<Pin<Box<Sleep>>>,
+    /// Set once all is said to a client that is still sending: how much more of it is taken.
+    discards: Option<usize>,
 }
 
 impl<S: Stream> Timed<S> {
@@ -227,6 +275,7 @@ impl<S: Stream> Timed<S> {
             slot,
             timer,
             stuck: None,
+            discards: None,
         }
     }
 
@@ -250,6 +299,23 @@ impl<S: Stream> Timed<S> {
 
     fn start_timer(&mut self, time: Duration) {
         self.timer.as_mut().reset(Instant::now() + time);
+    }
+
+    /// Throws away up to `left` bytes of what comes, until the other end or the timer ends it.
+    fn discard(&mut self, context: &mut Context<'_>, mut left: usize) -> Poll<()> {
+        let mut space = [0; 16 * 1024];
+        while left > 0 && self.timer.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut space);
+            let read = Pin::new(&mut self.stream).poll_read(context, &mut buffer);
+            let length = buffer.filled().len();
+            left = left.saturating_sub(length);
+            self.discards = Some(left);
+            let ended = ready!(read).is_err() || length == 0;
+            if ended {
+                break;
+            }
+        }
+        Poll::Ready(())
     }
 
     /// Follows requests and answers: the idle timer starts when an answer ends.
@@ -330,6 +396,17 @@ impl<S: Stream> AsyncWrite for Timed<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let left = match self.discards {
+            Some(left) => left,
+            None => {
+                ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+                if !self.activity.unread.load(Ordering::Relaxed) {
+                    return Poll::Ready(Ok(()));
+                }
+                self.start_timer(DISCARD_TIME);
+                DISCARDED_MAX
+            }
+        };
+        self.discard(context, left).map(Ok)
     }
 }

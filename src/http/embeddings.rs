@@ -12,10 +12,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::encode::{self, Encoded, Finish, INPUTS_MAX};
-use super::generate::{json_response, model_name, refuse};
+use super::generate::{model_name, refuse};
 use super::openai::EmbeddingsBody;
 use super::openapi::{Operation, SERVED};
-use super::{Id, body, error};
+use super::{Id, body, error, whole};
 use crate::admission::ticket::Ticket;
 use crate::admission::{Entry, Front};
 use crate::error::{Error, Result};
@@ -77,10 +77,7 @@ async fn create(
 ) -> Response {
     let mut ticket = Ticket::new(Arc::clone(&front), ModelTask::Embed, id.0);
     match answer(&front, &mut ticket, request).await {
-        Ok((json, usage)) => {
-            ticket.finish(usage);
-            json_response(json)
-        }
+        Ok((json, usage)) => whole::answered(ticket, usage, json),
         Err(error) => refuse(ticket, &error),
     }
 }

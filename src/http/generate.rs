@@ -10,11 +10,11 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{Answers, Manner, Prompt, ScoredToken};
-use super::error;
 use super::logprobs::{ChatLogprobs, TextLogprobs};
 use super::openai::{Answer, AnswerMessage, ChatChoice, GenerateUsage, TextChoice};
 use super::params::Params;
 use super::sse::{self, Head, Shape};
+use super::{error, whole};
 use crate::admission::ticket::Ticket;
 use crate::admission::{Entry, Front};
 use crate::error::{Error, Result};
@@ -112,8 +112,8 @@ impl Running {
                 sse::response(self.head, self.answers, ticket, front.config.limits.sse_ping)
             }
             Ok(Some(json)) => {
-                ticket.finish(self.answers.usage());
-                json_response(json)
+                let usage = self.answers.usage();
+                whole::answered(ticket, usage, json)
             }
             Err(error) => {
                 ticket.spent(self.answers.usage());
@@ -180,8 +180,8 @@ pub(super) fn refuse(mut ticket: Ticket, error: &Error) -> Response {
 }
 
 /// 200 with a JSON body.
-pub(super) fn json_response(json: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(json));
+pub(super) fn json_response(json: impl Into<Body>) -> Response {
+    let mut response = Response::new(json.into());
     let content_type = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response

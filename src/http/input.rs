@@ -24,13 +24,13 @@ pub(super) enum Input {
 }
 
 impl Input {
-    /// Token ids of every input; `param` is the field that they came in. They may be more than
-    /// `limit`: only text that cannot fit is refused here.
+    /// Token ids of every input as a prompt; `param` is the field that they came in. They may be
+    /// more than `limit`: only text that cannot fit is refused here.
     ///
     /// # Errors
     /// `InvalidRequest` for an empty input or a token id that the model does not have,
     /// `ContextLengthExceeded` for text that cannot fit.
-    pub(super) async fn encode(
+    pub(super) async fn encode_prompts(
         self,
         front: &Front,
         text: &ModelText,
@@ -54,7 +54,7 @@ impl Input {
         if texts.is_empty() {
             return Ok(lists.into_iter().map(Arc::from).collect());
         }
-        front.encode(text, texts, limit).await
+        front.encode_prompts(text, texts, limit).await
     }
 
     /// The inputs, unless they are token ids.

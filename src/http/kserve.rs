@@ -6,7 +6,7 @@ mod tensor;
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
@@ -17,7 +17,8 @@ use serde::Serialize;
 use super::encode::{self, Encoded, Finish, INPUTS_MAX};
 use super::generate::json_response;
 use super::openapi::{Operation, SERVED, Wording, schema_of};
-use super::{Id, error, health};
+use super::tail::Tail;
+use super::{Id, error, health, whole};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
@@ -188,7 +189,7 @@ fn with_health(well: bool, json: Vec<u8>) -> Response {
 async fn describe(
     State(front): State<Arc<Front>>,
     Extension(id): Extension<Id>,
-    Path(path): Path<String>,
+    Tail(path): Tail,
 ) -> Response {
     let (rest, asks_ready) = match path.strip_suffix("/ready") {
         Some(rest) => (rest, true),
@@ -254,7 +255,7 @@ fn output_name(model: &Model) -> &'static str {
 async fn infer(
     State(front): State<Arc<Front>>,
     Extension(id): Extension<Id>,
-    Path(path): Path<String>,
+    Tail(path): Tail,
     request: Request,
 ) -> Response {
     let model = match path.strip_suffix("/infer").map(|rest| find(&front, rest)) {
@@ -268,10 +269,7 @@ async fn infer(
     let task = if model.task == ModelTask::Generate { ModelTask::Embed } else { model.task };
     let mut ticket = Ticket::new(Arc::clone(&front), task, id.0);
     match answer(&front, &mut ticket, model, request).await {
-        Ok((json, usage)) => {
-            ticket.finish(usage);
-            json_response(json)
-        }
+        Ok((json, usage)) => whole::answered(ticket, usage, json),
         Err(error) => {
             ticket.fail(&error);
             refuse(&error, ticket.request_id())

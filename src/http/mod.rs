@@ -26,8 +26,10 @@ mod rerank;
 mod sampling;
 mod slots;
 mod sse;
+mod tail;
 mod tei;
 mod trace;
+mod whole;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::generate::json_response;
 use super::openapi::Operation;
+use super::tail::Tail;
 use super::{Id, error};
 use crate::admission::Front;
 use crate::catalog::Model;
@@ -59,7 +60,7 @@ async fn list(State(front): State<Arc<Front>>) -> Response {
 async fn one(
     State(front): State<Arc<Front>>,
     Extension(request): Extension<Id>,
-    Path(id): Path<String>,
+    Tail(id): Tail,
 ) -> Response {
     match front.catalog.find(&id) {
         Ok(model) => json_response(

@@ -106,6 +106,24 @@ pub(super) struct GenerateBody {
     pub(super) modalities: Option<Vec<String>>,
     #[schemars(skip)]
     pub(super) web_search_options: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) add_generation_prompt: Option<bool>,
+    #[schemars(skip)]
+    pub(super) include_stop_str_in_output: Option<bool>,
+    #[schemars(skip)]
+    pub(super) allowed_token_ids: Option<Vec<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(super) bad_words: Option<Vec<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(super) truncate_prompt_tokens: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) use_beam_search: Option<bool>,
+    #[schemars(skip)]
+    pub(super) grammar: Option<String>,
+    #[schemars(skip)]
+    pub(super) json_schema: Option<IgnoredAny>,
+    #[schemars(skip)]
+    pub(super) reasoning_effort: Option<String>,
 }
 
 /// One chat message as it comes in.

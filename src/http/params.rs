@@ -11,7 +11,10 @@ use super::sse::Shape;
 use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{Detail, Generate, Sampling, TokenId};
-use crate::text::ModelText;
+use crate::text::{ChatTemplate, ModelText};
+
+/// What the API and the templates that know efforts take for granted.
+const DEFAULT_EFFORT: &str = "medium";
 
 /// Most stop strings, and the longest one in bytes.
 const STOPS_MAX: usize = 4;
@@ -129,14 +132,37 @@ fn refuse_unserved(body: &GenerateBody, shape: Shape) -> Result<()> {
         ("audio", body.audio.is_some()),
         ("modalities", body.modalities.as_ref().is_some_and(not_text)),
         ("web_search_options", body.web_search_options.is_some()),
+        ("add_generation_prompt", chat && body.add_generation_prompt == Some(false)),
+        ("include_stop_str_in_output", body.include_stop_str_in_output == Some(true)),
+        ("allowed_token_ids", filled(&body.allowed_token_ids)),
+        ("bad_words", filled(&body.bad_words)),
+        ("truncate_prompt_tokens", body.truncate_prompt_tokens.is_some()),
+        ("use_beam_search", body.use_beam_search == Some(true)),
+        ("grammar", body.grammar.as_ref().is_some_and(|grammar| !grammar.is_empty())),
+        ("json_schema", body.json_schema.is_some()),
     ];
     match refused.into_iter().find(|&(_, asked)| asked) {
         None => Ok(()),
-        Some((name, _)) => {
-            let message = format!("'{name}' is not served with this value; leave it out");
-            Err(Error::new(ErrorKind::Unsupported, message).at(name))
-        }
+        Some((name, _)) => Err(unserved(name)),
     }
+}
+
+fn unserved(name: &'static str) -> Error {
+    let message = format!("'{name}' is not served with this value; leave it out");
+    Error::new(ErrorKind::Unsupported, message).at(name)
+}
+
+/// Refuses an effort that the model's own template would look at: it is a hint to all others, and
+/// clients send it to every model.
+///
+/// # Errors
+/// `Unsupported`.
+pub(super) fn check_effort(effort: Option<&str>, template: Option<&ChatTemplate>) -> Result<()> {
+    let Some(effort) = effort else { return Ok(()) };
+    let asks_for = |name| template.is_some_and(|template| template.mentions(name));
+    let switches = effort == "none" && FLAGS.iter().any(|flag| asks_for(flag));
+    let tells = effort != DEFAULT_EFFORT && asks_for("reasoning_effort");
+    if switches || tells { Err(unserved("reasoning_effort")) } else { Ok(()) }
 }
 
 /// What may be said to a chat template: switches that models' own templates ask for, by name.

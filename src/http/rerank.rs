@@ -13,10 +13,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::encode::{self, INPUTS_MAX};
-use super::generate::json_response;
 use super::openapi::{Operation, SERVED};
 use super::tei::{self, Call};
-use super::{Id, body, error};
+use super::{Id, body, error, whole};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
@@ -62,8 +61,8 @@ pub(super) struct RerankBody {
     pub(super) query: Option<String>,
     #[schemars(length(min = 1, max = INPUTS_MAX))]
     pub(super) texts: Option<Vec<String>>,
-    pub(super) raw_scores: bool,
-    pub(super) return_text: bool,
+    pub(super) raw_scores: Option<bool>,
+    pub(super) return_text: Option<bool>,
     pub(super) truncate: Option<bool>,
     #[schemars(extend("enum" = ["Left", "Right", "left", "right", null]))]
     pub(super) truncation_direction: Option<String>,
@@ -71,7 +70,7 @@ pub(super) struct RerankBody {
     documents: Option<Vec<Document>>,
     #[schemars(range(min = 1))]
     top_n: Option<usize>,
-    return_documents: bool,
+    return_documents: Option<bool>,
     #[schemars(range(min = 1))]
     max_tokens_per_doc: Option<usize>,
 }
@@ -211,10 +210,7 @@ async fn create(
         return call.respond(done);
     }
     match answer(&front, &mut call.ticket, version.unwrap_or("1"), body).await {
-        Ok((json, usage)) => {
-            call.ticket.finish(usage);
-            json_response(json)
-        }
+        Ok((json, usage)) => whole::answered(call.ticket, usage, json),
         Err(error) => refuse(call.ticket, version.or(Some("1")), &error),
     }
 }
@@ -255,9 +251,14 @@ async fn answer(
     // These clients expect long documents to be cut.
     let second = body.max_tokens_per_doc.unwrap_or(usize::MAX);
     let cut = Cut { length: model.context() as usize, second, side: Side::Right };
-    let ranking = Ranking { query, documents: &documents, cut: Some(cut), raw: body.raw_scores };
+    let ranking = Ranking {
+        query,
+        documents: &documents,
+        cut: Some(cut),
+        raw: body.raw_scores.unwrap_or(false),
+    };
     let ranked = rank(front, ticket, model, ranking).await?;
-    let shown = body.return_documents || body.return_text;
+    let shown = [body.return_documents, body.return_text].contains(&Some(true));
     let place = |&(index, relevance_score): &(usize, f32)| Placed {
         index,
         relevance_score,

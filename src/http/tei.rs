@@ -12,16 +12,16 @@ mod wire;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
 
-use super::Id;
-use super::generate::json_response;
 use super::openapi::{Operation, SERVED};
 use super::rerank::RerankBody;
+use super::tail::Tail;
+use super::{Id, whole};
 use crate::admission::Front;
 use crate::admission::ticket::Ticket;
 use crate::catalog::Model;
@@ -148,7 +148,7 @@ fn at(verb: Verb) -> MethodRouter<Arc<Front>> {
 async fn named(
     State(front): State<Arc<Front>>,
     Extension(id): Extension<Id>,
-    Path(path): Path<String>,
+    Tail(path): Tail,
     request: Request,
 ) -> Response {
     let known = VERBS.iter().find_map(|(end, verb)| Some((path.strip_suffix(end)?, *verb)));
@@ -280,8 +280,7 @@ impl Call {
                 return refusal.response(self.ticket.request_id());
             }
         };
-        self.ticket.finish(usage);
-        let mut response = json_response(json);
+        let mut response = whole::answered(self.ticket, usage, json);
         let total = self.started.elapsed().as_millis() as u64;
         let tokens = u64::from(usage.prompt_tokens);
         let told = [total, characters as u64, tokens, total, tokenised.as_millis() as u64];

@@ -7,6 +7,17 @@ use tokio::sync::Notify;
 
 use crate::telemetry::Telemetry;
 
+/// How a request in flight ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Answered in full, or its client left.
+    Finished,
+    /// It got no full answer.
+    Cut,
+    /// It was refused before there was work on it.
+    Refused,
+}
+
 /// The requests in flight, and the drain's counts.
 #[derive(Debug)]
 pub(super) struct Flights {
@@ -44,13 +55,13 @@ impl Flights {
         enters
     }
 
-    /// A request that entered is over; `cut` if it got no full answer.
-    pub(super) fn leave(&self, cut: bool) {
+    /// A request that entered is over.
+    pub(super) fn leave(&self, end: End) {
         let mut numbers = self.numbers();
         numbers.in_flight -= 1;
         self.telemetry.in_flight(-1);
         if numbers.draining {
-            self.ended(&mut numbers, cut);
+            self.ended(&mut numbers, end);
         }
         if numbers.in_flight == 0 {
             self.changed.notify_one();
@@ -71,7 +82,7 @@ impl Flights {
     pub(super) fn end(&self) {
         let mut numbers = self.numbers();
         if std::mem::take(&mut numbers.draining) {
-            (0..numbers.in_flight).for_each(|_| self.ended(&mut numbers, true));
+            (0..numbers.in_flight).for_each(|_| self.ended(&mut numbers, End::Cut));
         }
     }
 
@@ -81,9 +92,12 @@ impl Flights {
         (numbers.finished, numbers.cut)
     }
 
-    fn ended(&self, numbers: &mut Numbers, cut: bool) {
-        let (counter, result) =
-            if cut { (&mut numbers.cut, "cut") } else { (&mut numbers.finished, "finished") };
+    fn ended(&self, numbers: &mut Numbers, end: End) {
+        let (counter, result) = match end {
+            End::Finished => (&mut numbers.finished, "finished"),
+            End::Cut => (&mut numbers.cut, "cut"),
+            End::Refused => return,
+        };
         *counter += 1;
         self.telemetry.drained(result);
     }

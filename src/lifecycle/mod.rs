@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::Micros;
 use crate::telemetry::Telemetry;
-use flight::Flights;
+use flight::{End, Flights};
 use phase::{Event, Life};
 use summary::DrainSummary;
 
@@ -83,7 +83,7 @@ pub struct Lifecycle {
 #[must_use = "the request counts as answered once this is dropped"]
 pub struct InFlight {
     flights: Arc<Flights>,
-    cut: bool,
+    end: End,
 }
 
 /// The machine's state and what the summary says of it.
@@ -144,9 +144,20 @@ impl Lifecycle {
             matches!(phase, Phase::Ready | Phase::LameDuck)
         });
         match admitted {
-            true => Ok(InFlight { flights: Arc::clone(&self.flights), cut: false }),
+            true => Ok(InFlight { flights: Arc::clone(&self.flights), end: End::Finished }),
             // Outside of the count's lock: a refusal looks at the record.
             false => Err(self.refusal(phase)),
+        }
+    }
+
+    /// Whether a request would be let in now; counts none.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::admit`].
+    pub fn check_admits(&self) -> Result<()> {
+        match self.phase() {
+            Phase::Ready | Phase::LameDuck => Ok(()),
+            phase => Err(self.refusal(phase)),
         }
     }
 
@@ -209,6 +220,15 @@ impl Lifecycle {
     pub async fn failed(&self) {
         // The sender lives as long as `self`.
         let _ = self.failed.subscribe().wait_for(|failed| *failed).await;
+    }
+
+    /// Ends when `Closing` nearly does: who has not been told by then that it is cut has to be
+    /// told now.
+    pub async fn nearly_closed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.watch().wait_for(|phase| *phase >= Phase::Closing).await;
+        let last_call = self.record().life.last_call();
+        tokio::time::sleep_until(self.started + duration(last_call)).await;
     }
 
     /// Time until the process will be gone, if a notice has come.
@@ -372,13 +392,18 @@ impl Lifecycle {
 impl InFlight {
     /// Says that the request was cut off instead of finished.
     pub fn cut(&mut self) {
-        self.cut = true;
+        self.end = End::Cut;
+    }
+
+    /// Says that the request was refused after all: a drain has not finished it.
+    pub fn refused(&mut self) {
+        self.end = End::Refused;
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.flights.leave(self.cut);
+        self.flights.leave(self.end);
     }
 }
 

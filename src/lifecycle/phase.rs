@@ -124,6 +124,12 @@ impl Life {
         Micros(self.margin.0 / 5)
     }
 
+    /// When those that are still in flight in `Closing` are to be told that they are cut, whatever
+    /// the engine does: as long before its end as last words take.
+    pub fn last_call(&self) -> Micros {
+        self.closing_ends.since(self.last_words())
+    }
+
     /// Brings the deadline to `until` if that is nearer, and the split with it.
     fn approach(&mut self, until: Micros, now: Micros) {
         if self.deadline.is_some_and(|deadline| deadline <= until) {
@@ -322,6 +328,7 @@ mod tests {
     fn a_dead_engine_leaves_seconds() {
         let failed = life(Phase::Ready, false).next(Event::EngineFailed, at(50.0));
         assert!(failed.failed && failed.phase == Phase::Closing);
+        assert_eq!(failed.last_call(), at(50.6));
         assert_eq!((failed.deadline, failed.wake()), (Some(at(53.0)), Some(at(50.8))));
         let stopped = life(Phase::Stopped, true).next(Event::EngineFailed, at(50.0));
         assert!(!stopped.failed, "too late to matter");

@@ -243,6 +243,6 @@ fn direction(side: Side) -> TruncationDirection {
     }
 }
 
-fn failed(error: tokenizers::Error) -> Error {
+pub(super) fn failed(error: tokenizers::Error) -> Error {
     Error::new(ErrorKind::Internal, format!("the text cannot be tokenised: {error}"))
 }

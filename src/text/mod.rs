@@ -40,7 +40,7 @@ pub struct Tokenizer {
     continued: Option<Box<tokenizers::Tokenizer>>,
     /// What each token adds to a decoded text.
     bytes: decode::TokenBytes,
-    /// Tokens that only templates and wrapping may yield.
+    /// Tokens that only templates, wrapping and whole prompts may yield.
     controls: control::Controls,
     /// Goes before wrapped text.
     begin: Option<TokenId>,

@@ -46,6 +46,12 @@ impl ChatTemplate {
         Ok(Self { environment, begin: begin.to_owned(), end: end.to_owned() })
     }
 
+    /// Whether the template may look at something of this name.
+    pub fn mentions(&self, name: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.source().contains(name))
+    }
+
     /// The prompt of a conversation, ending with the generation prompt. Control tokens come from
     /// the template alone, never from message content.
     ///

@@ -5,12 +5,14 @@ use std::fmt;
 use std::panic::catch_unwind;
 use std::sync::Arc;
 
-use tokenizers::{Encoding, Model as _, ModelWrapper};
+use tokenizers::{Encoding, Model as _, ModelWrapper, Token};
 
 use super::bpe::{Alphabet, Bpe};
 use super::control::Controls;
 use super::decode::TokenBytes;
+use super::encode::failed;
 use super::huggingface::{Spelling, continuing};
+use super::literal::Part;
 use super::spm::Spm;
 use super::{DecodeStream, TextError, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
@@ -113,6 +115,42 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Token ids of a prompt that its caller has put together: wrapped, and what is written like a
+    /// control token is one. A beginning that is written out does not get a second one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<TokenId>> {
+        let controls = self.controls.literals();
+        if controls.find(text, 0).is_none() {
+            return self.encode(text, true);
+        }
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        for part in controls.parts(text) {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(text) if ids.is_empty() => ids.extend(self.encode(text, false)?),
+                Part::Text(text) => ids.extend(self.encode_continued(text)?),
+            }
+        }
+        let (first, length) = (ids[0], ids.len());
+        let mut ids = self.wrap(ids)?;
+        if self.controls.contains(first) && ids.len() > length && ids[..2] == [first; 2] {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// `ids` with the model's own prefix and suffix tokens.
+    fn wrap(&self, ids: Vec<TokenId>) -> Result<Vec<TokenId>> {
+        let Model::Hf(hf) = &self.model else {
+            return Ok(self.begin.into_iter().chain(ids).chain(self.end).collect());
+        };
+        let token = |id| Token::new(id, String::new(), (0, 0));
+        let encoding = Encoding::from_tokens(ids.into_iter().map(token).collect(), 0);
+        Ok(hf.post_process(encoding, None, true).map_err(failed)?.get_ids().to_vec())
+    }
+
     /// Token ids of `text` that goes on after a control token, as [`Tokenizer::encode`] without
     /// wrapping.
     ///
@@ -131,9 +169,7 @@ impl Tokenizer {
         text: &str,
         wrap: bool,
     ) -> Result<Vec<TokenId>> {
-        let encoding = hf.encode_fast(text, wrap).map_err(|error| {
-            Error::new(ErrorKind::Internal, format!("the text cannot be tokenised: {error}"))
-        })?;
+        let encoding = hf.encode_fast(text, wrap).map_err(failed)?;
         let ids = encoding.get_ids();
         let wrapping = encoding.get_special_tokens_mask();
         for (id, wrapping) in ids.iter().zip(wrapping) {

@@ -32,17 +32,17 @@ pub(super) struct Body {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
-    parameters: Object<Parameters>,
+    parameters: Option<Object<Parameters>>,
     inputs: Vec<Object<Input>>,
     #[serde(default)]
-    outputs: Vec<Object<Named>>,
+    outputs: Option<Vec<Object<Named>>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default)]
 #[schemars(rename = "InferenceParameters")]
 struct Parameters {
-    truncate: bool,
+    truncate: Option<bool>,
     /// Of an input whose texts follow the JSON, each with its length in four bytes before it.
     binary_data_size: Option<usize>,
 }
@@ -58,7 +58,7 @@ struct Input {
     #[serde(default)]
     data: Option<Value>,
     #[serde(default)]
-    parameters: Object<Parameters>,
+    parameters: Option<Object<Parameters>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -89,8 +89,9 @@ pub(super) async fn read(front: &Front, ticket: &mut Ticket, request: Request) -
     if !rest.is_empty() {
         return Err(wrong(format!("{} bytes belong to no input", rest.len())));
     }
-    let outputs = body.outputs.into_iter().map(|Object(output)| output.name).collect();
-    Ok(Question { id: body.id, truncate: body.parameters.0.truncate, inputs, outputs })
+    let outputs = body.outputs.into_iter().flatten().map(|Object(output)| output.name).collect();
+    let truncate = body.parameters.and_then(|Object(parameters)| parameters.truncate);
+    Ok(Question { id: body.id, truncate: truncate.unwrap_or(false), inputs, outputs })
 }
 
 /// The texts of the input `name`.
@@ -124,7 +125,8 @@ impl Input {
             return Err(wrong(format!("input '{name}' has to be of datatype BYTES: text")));
         }
         let mut texts = Vec::new();
-        match (&self.data, self.parameters.0.binary_data_size) {
+        let parameters = self.parameters.as_ref();
+        match (&self.data, parameters.and_then(|Object(given)| given.binary_data_size)) {
             (Some(data), None) => flatten(data, &mut texts, 0)?,
             (None, Some(size)) => {
                 let Some((own, after)) = rest.split_at_checked(size) else {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::Id;
 use crate::http::encode::INPUTS_MAX;
 use crate::http::generate::json_response;
+use crate::http::tail::Tail;
 use crate::model::{EncoderCard, ModelTask};
 
 #[derive(Serialize, JsonSchema)]
@@ -64,7 +65,7 @@ pub(super) async fn bare(
 pub(super) async fn named(
     State(front): State<Arc<Front>>,
     Extension(id): Extension<Id>,
-    Path(path): Path<String>,
+    Tail(path): Tail,
 ) -> Response {
     let shown: String = path.chars().take(80).collect();
     let wrong = || Error::new(ErrorKind::NotFound, format!("there is no GET '/models/{shown}'"));

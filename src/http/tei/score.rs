@@ -49,7 +49,8 @@ pub(super) async fn predict(call: &mut Call, request: Request) -> Result<Done, R
     let encoded = encode::run(&front, &mut call.ticket, model, inputs, Yield::Answer).await?;
     let Encoded { mut vectors, usage } = encoded;
     let card = model.encoder()?;
-    let predict = |scores: &mut Vec<f32>| predictions(card, scores, body.raw_scores);
+    let predict =
+        |scores: &mut Vec<f32>| predictions(card, scores, body.raw_scores.unwrap_or(false));
     let predictions: Vec<Vec<Prediction<'_>>> = vectors.iter_mut().map(predict).collect();
     let json = match &predictions[..] {
         [one] if !many => serde_json::to_vec(one),
@@ -92,9 +93,9 @@ pub(super) async fn ranked(call: &mut Call, body: RerankBody) -> Result<Done, Re
     let cut = CutFields::new(body.truncate, body.truncation_direction).read(model.context())?;
     let characters = query.chars().count() * texts.len()
         + texts.iter().map(|text| text.chars().count()).sum::<usize>();
-    let ranking = Ranking { query, documents: &texts, cut, raw: body.raw_scores };
+    let ranking = Ranking { query, documents: &texts, cut, raw: body.raw_scores.unwrap_or(false) };
     let ranked = rank(&front, &mut call.ticket, model, ranking).await?;
-    let shown = body.return_text;
+    let shown = body.return_text.unwrap_or(false);
     let rank = |&(index, score): &(usize, f32)| {
         let text = shown.then(|| texts[index].as_str());
         Rank { index, text, score }

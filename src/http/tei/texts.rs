@@ -36,7 +36,7 @@ pub(super) async fn tokenize(call: &mut Call, request: Request) -> Result<Done, 
     let bytes: usize = texts.iter().map(String::len).sum();
     let characters = texts.iter().map(|text| text.chars().count()).sum();
     let started = Instant::now();
-    let wrap = body.add_special_tokens;
+    let wrap = body.add_special_tokens.unwrap_or(true);
     let job = move || {
         let mut lists = Vec::new();
         let mut count = 0;
@@ -71,7 +71,7 @@ pub(super) async fn decode(call: &mut Call, request: Request) -> Result<Done, Re
     let Entry { text, .. } = enter(call, &front, body.model.as_ref())?;
     let tokenizer = Arc::clone(&text.tokenizer);
     let count: usize = lists.iter().map(Vec::len).sum();
-    let skip = body.skip_special_tokens;
+    let skip = body.skip_special_tokens.unwrap_or(true);
     let job = move || {
         let decode = |ids: &Vec<u32>| tokenizer.decode_for_people(ids, skip);
         let texts = lists.iter().map(decode).collect::<Result<Vec<String>, Error>>()?;

@@ -75,7 +75,7 @@ pub(super) struct PredictBody {
     pub(super) model: Option<String>,
     #[schemars(required)]
     pub(super) inputs: Option<Predicted>,
-    pub(super) raw_scores: bool,
+    pub(super) raw_scores: Option<bool>,
     #[serde(flatten)]
     pub(super) cut: CutFields,
 }
@@ -95,8 +95,9 @@ pub(super) struct TokenizeBody {
     #[serde(default)]
     pub(super) model: Option<String>,
     pub(super) inputs: OneOrMany,
-    #[serde(default = "yes")]
-    pub(super) add_special_tokens: bool,
+    /// Unless it is false.
+    #[serde(default)]
+    pub(super) add_special_tokens: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -112,8 +113,9 @@ pub(super) struct DecodeBody {
     #[serde(default)]
     pub(super) model: Option<String>,
     pub(super) ids: Ids,
-    #[serde(default = "yes")]
-    pub(super) skip_special_tokens: bool,
+    /// Unless it is false.
+    #[serde(default)]
+    pub(super) skip_special_tokens: Option<bool>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -136,10 +138,6 @@ pub(super) struct Token<'a> {
     pub(super) special: bool,
     pub(super) start: Option<usize>,
     pub(super) stop: Option<usize>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl<'a> From<&'a Piece> for Token<'a> {

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::App;
 use crate::admission::testing::advance;
 use crate::config::Config;
+use crate::error::Error;
 use crate::http::connection::Peer;
 use crate::lifecycle::Phase;
 use crate::request::{LaneId, Micros};
@@ -182,7 +183,7 @@ async fn a_dead_engine_is_neither_alive_nor_ready_and_the_front_speaks_for_it() 
         assert_eq!(app.get(path).await.status, 503, "{path}");
         assert_eq!(app.admin(get(path)).await.status, 503, "{path}");
     }
-    app.front.give_up();
+    app.front.give_up(&Error::device_failed());
     let told = waiting.await.unwrap();
     assert_eq!((told.status.as_u16(), told.header("connection")), (503, "close"));
     assert_eq!(told.header("retry-after"), "1");

@@ -18,7 +18,7 @@ use crate::http::connection::Peer;
 use crate::http::listener::{Limits, Server};
 use crate::request::{Finish, Submission, TenantId};
 
-const KEY: &str = "an-ordinary-key-for-tests";
+pub(super) const KEY: &str = "an-ordinary-key-for-tests";
 const ADMIN: &str = "an-admin-key-for-the-tests";
 const GATEWAY: &str = "a-gateway-key-for-the-tests";
 
@@ -43,7 +43,7 @@ pub(super) fn guarded(extra: &str) -> (Config, tempfile::TempDir) {
     (config, folder)
 }
 
-fn bearer(mut request: Request<Body>, key: &str) -> Request<Body> {
+pub(super) fn bearer(mut request: Request<Body>, key: &str) -> Request<Body> {
     let value = HeaderValue::from_str(&format!("Bearer {key}")).unwrap();
     request.headers_mut().insert("authorization", value);
     request
@@ -272,7 +272,8 @@ async fn limits_of_a_key_are_429_until_the_window_ends() {
     assert!(message.contains("2 requests") && message.contains("requests_per_minute"), "{message}");
     let wait: u64 = refused.header("retry-after").parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
-    let labels = [("model", "tiny"), ("reason", "tenant")];
+    // Refused before its body is read: nobody knows yet which model it is for.
+    let labels = [("model", "unknown"), ("reason", "tenant")];
     assert_eq!(metric(&app.front, "sconce_rejections_total", &labels), 1.0);
     assert_eq!(ask(GATEWAY).await.status, 200, "another key has its own limits");
 }

@@ -1,7 +1,7 @@
 //! Every refusal that a client can meet: status, code, body, headers, and one outcome each.
 
 use axum::body::Body;
-use axum::http::{Method, Request};
+use axum::http::{HeaderName, Method, Request};
 use serde_json::{Value, json};
 
 use super::{App, post};
@@ -196,6 +196,16 @@ async fn unserved_fields_are_refused_by_name() {
         (json!({"modalities": ["text", "audio"]}), "modalities"),
         (json!({"messages": image}), "messages"),
         (json!({"messages": calls}), "messages"),
+        (json!({"add_generation_prompt": false}), "add_generation_prompt"),
+        (json!({"include_stop_str_in_output": true}), "include_stop_str_in_output"),
+        (json!({"allowed_token_ids": [1]}), "allowed_token_ids"),
+        (json!({"bad_words": ["a"]}), "bad_words"),
+        (json!({"truncate_prompt_tokens": -1}), "truncate_prompt_tokens"),
+        (json!({"use_beam_search": true}), "use_beam_search"),
+        (json!({"grammar": "root ::= \"a\""}), "grammar"),
+        (json!({"json_schema": {}}), "json_schema"),
+        // The template has a switch for thinking.
+        (json!({"reasoning_effort": "none"}), "reasoning_effort"),
     ] {
         let (status, error) = refused(&app, CHAT, chat(extra)).await;
         assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
@@ -212,6 +222,28 @@ async fn unserved_fields_are_refused_by_name() {
         assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
         assert_eq!(error["code"], "unsupported");
     }
+}
+
+#[tokio::test]
+async fn fields_that_change_nothing_pass() {
+    let app = quiet();
+    for extra in [
+        json!({"add_generation_prompt": true, "include_stop_str_in_output": false}),
+        json!({"allowed_token_ids": [], "bad_words": [], "grammar": "", "use_beam_search": false}),
+        json!({"reasoning_effort": "medium"}),
+        json!({"reasoning_effort": "high"}),
+        json!({
+            "add_generation_prompt": null, "include_stop_str_in_output": null,
+            "allowed_token_ids": null, "bad_words": null, "truncate_prompt_tokens": null,
+            "use_beam_search": null, "grammar": null, "json_schema": null,
+            "reasoning_effort": null,
+        }),
+    ] {
+        let reply = app.post(CHAT, chat(extra)).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+    let reply = app.post(TEXT, text(json!({"add_generation_prompt": false}))).await;
+    assert_eq!(reply.status, 200, "there is no template: {}", reply.body);
 }
 
 #[tokio::test]
@@ -330,6 +362,15 @@ async fn bad_headers() {
         let mut request = post(CHAT, chat(json!({})));
         request.headers_mut().insert("content-type", given.parse().unwrap());
         assert_eq!(app.send(request).await.status.as_u16(), status, "{given}");
+    }
+    // What a page sends without asking needs no type; a program may leave it out.
+    for (marks, status) in [("", 200), ("origin", 400), ("sec-fetch-site", 400)] {
+        let mut request = post(CHAT, chat(json!({})));
+        request.headers_mut().remove("content-type");
+        if let Ok(name) = marks.parse::<HeaderName>() {
+            request.headers_mut().insert(name, "cross-site".parse().unwrap());
+        }
+        assert_eq!(app.send(request).await.status.as_u16(), status, "{marks}");
     }
     for (given, kept) in [("abc-1.2:3", true), ("", false), ("a b", false), ("\u{e9}", false)] {
         let mut request = post(CHAT, chat(json!({})));

@@ -185,13 +185,14 @@ async fn content_stays_content() {
         let prompt: Vec<u8> = prompts.recv().await.unwrap().chars().map(|c| c as u8).collect();
         assert_eq!(String::from_utf8(prompt).unwrap(), format!("user:{content}\nassistant:"));
     }
-    // The same in a completion, and as ids.
+    // The prompt of a completion is the caller's own, as text and as ids.
     let ask = async |given: Value| {
         let body = json!({"model": "tiny", "prompt": given});
         app.post("/v1/completions", body.to_string()).await.status.as_u16()
     };
     assert_eq!(ask(json!("a<|end|>b")).await, 200);
-    assert_eq!(prompts.recv().await.unwrap().len(), "a<|end|>b".len());
+    // The control token's id is 256, which is told as 0.
+    assert_eq!(prompts.recv().await.unwrap(), "a\0b");
     assert_eq!(ask(json!([97, 257])).await, 400);
     assert_eq!(ask(json!([-1])).await, 400);
 }
@@ -224,6 +225,49 @@ async fn nothing_is_refused() {
     }
     let empty = app.post(CHAT, Body::from(r#"{"model":"tiny","messages":[]}"#)).await;
     assert_eq!(empty.status, 400);
+}
+
+/// Paths that are no text name nothing; each API says so in its own words.
+#[tokio::test]
+async fn paths_that_are_no_text_name_nothing() {
+    let app = encoders();
+    for path in ["/v1/models/%FF", "/models/%FF/info", "/v2/models/%FF", "/v2/models/%FF/ready"] {
+        let reply = app.get(path).await;
+        assert_eq!(reply.status, 404, "{path}: {}", reply.body);
+        assert!(reply.body.contains("%FF") && reply.json().is_object(), "{path}: {}", reply.body);
+    }
+    for path in ["/models/%FF", "/models/%FF/embed", "/v2/models/%FF/infer"] {
+        let reply = app.post(path, r#"{"inputs":"a"}"#).await;
+        assert_eq!(reply.status, 404, "{path}: {}", reply.body);
+        assert!(reply.body.contains("%FF") && reply.json().is_object(), "{path}: {}", reply.body);
+    }
+}
+
+/// What clients write for a value that they do not have.
+#[tokio::test]
+async fn null_is_as_good_as_nothing() {
+    let app = encoders();
+    let input = json!({"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]});
+    let mut bare = input.clone();
+    bare["parameters"] = json!(null);
+    let rerank = ["raw_scores", "return_text", "return_documents", "truncate", "top_n"];
+    for (path, mut body, fields) in [
+        ("/v2/rerank", json!({"query": "a", "documents": ["b"]}), &rerank[..]),
+        ("/rerank", json!({"query": "a", "texts": ["b"]}), &rerank),
+        ("/models/mood/predict", json!({"inputs": "a"}), &["raw_scores", "truncate"]),
+        ("/models/org/vec/tokenize", json!({"inputs": "a"}), &["add_special_tokens"]),
+        ("/models/org/vec/decode", json!({"ids": [97]}), &["skip_special_tokens"]),
+        ("/v2/models/org/vec/infer", json!({"inputs": [bare]}), &["id", "parameters", "outputs"]),
+        (
+            "/v2/models/org/vec/infer",
+            json!({"inputs": [input], "parameters": {"truncate": null}}),
+            &[],
+        ),
+    ] {
+        fields.iter().for_each(|field| body[field] = json!(null));
+        let reply = app.post(path, body.to_string()).await;
+        assert_eq!(reply.status, 200, "{path} {body}: {}", reply.body);
+    }
 }
 
 /// CVE-2026-21869: a negative number where only others make sense.

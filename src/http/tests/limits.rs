@@ -1,20 +1,28 @@
 //! What a connection may cost: headers, bodies, readers that do not read, and the admin socket.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::{Body, Bytes};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::App;
+use super::auth::{KEY, bearer};
 use super::edge::write;
 use super::edge::{LIMITS, LIVEZ, LOOPBACK, PATIENCE, Site, chat, read_to_end, read_until, until};
-use crate::admission::testing::{done, front, metric, outcomes, say};
+use super::{App, drive, post};
+use crate::admission::testing::{advance, done, front, metric, outcomes, say};
+use crate::admission::ticket::Ticket;
 use crate::config::Config;
 use crate::http::admin_router;
 use crate::http::listener::{Limits, Server};
 use crate::lifecycle::Phase;
-use crate::request::Finish;
+use crate::model::ModelTask;
+use crate::request::{Event, Finish};
+use crate::telemetry::request_log::RequestLog;
 
 /// The status and the error's code of a whole answer.
 fn refusal(answer: &str) -> (&str, String) {
@@ -89,6 +97,74 @@ async fn a_body_above_the_limit_is_answered_unread() {
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }
 
+/// A client that sends all before it reads gets its answer, not a reset.
+#[tokio::test]
+async fn a_refused_body_may_be_finished() {
+    let site = Site::open(LIMITS);
+    let chunk = "x".repeat(10 << 10);
+    for (path, status) in [("/nothing", "404"), ("/v1/models", "405"), ("/v1/embeddings", "400")] {
+        let mut client = site.connect().await;
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\n");
+        write(&mut client, &format!("{head}content-length: {}\r\n\r\n", 60 * chunk.len())).await;
+        for _ in 0..60 {
+            write(&mut client, &chunk).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let answer = read_to_end(&mut client).await;
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{path}: {answer}");
+    }
+}
+
+/// Requests together hold a bounded amount of memory before they are submitted.
+#[tokio::test]
+async fn large_bodies_share_a_budget() {
+    let mut config = Config::default();
+    config.server.max_body_bytes = 100 << 10;
+    let (app, inbox) = App::new(config);
+    drive(&app.front, inbox, |submission| done(&submission.sink, Finish::Stop, 1, 0));
+    let ticket =
+        || Ticket::new(Arc::clone(&app.front), ModelTask::Generate, RequestLog::new("id".into()));
+    let padded = |bytes: usize| {
+        let padding = "x".repeat(bytes);
+        serde_json::json!({"model": "tiny", "prompt": "a", "user": padding}).to_string()
+    };
+    let mut others = ticket();
+    others.grow_body(32 * (100 << 10) - (10 << 10)).unwrap();
+    for (bytes, status) in [(0, 200), (60 << 10, 200), (70 << 10, 200), (90 << 10, 429)] {
+        // Each gives back what it took.
+        for _ in 0..3 {
+            let reply = app.post("/v1/completions", padded(bytes)).await;
+            assert_eq!(reply.status, status, "{bytes}: {}", reply.body);
+            if status == 429 {
+                assert_eq!(reply.json()["error"]["code"], "queue_full");
+                assert!(!reply.header("retry-after").is_empty());
+                assert!(reply.body.contains("server.max_body_bytes"), "{}", reply.body);
+            }
+        }
+    }
+    drop(others);
+    assert_eq!(app.post("/v1/completions", padded(90 << 10)).await.status, 200);
+    let labels = [("model", "unknown"), ("reason", "queue_full")];
+    assert_eq!(metric(&app.front, "sconce_rejections_total", &labels), 3.0);
+}
+
+#[tokio::test]
+async fn no_body_is_read_that_cannot_be_let_in() {
+    let (config, _folder) = super::auth::guarded("concurrency = 1");
+    let (app, _inbox) = App::new(config);
+    let endless = || {
+        let nothing = tokio_stream::pending::<Result<Frame<Bytes>, std::convert::Infallible>>();
+        bearer(post("/v1/completions", Body::new(StreamBody::new(nothing))), KEY)
+    };
+    const SHORT: Duration = Duration::from_millis(100);
+    let mut first = std::pin::pin!(app.send(endless()));
+    assert!(timeout(SHORT, &mut first).await.is_err(), "this one is read");
+    let answer = async || timeout(SHORT, app.send(endless())).await.expect("an answer");
+    assert_eq!(answer().await.status, 429);
+    advance(&app.front.lifecycle, Phase::Draining);
+    assert_eq!(answer().await.status, 503);
+}
+
 #[tokio::test]
 async fn a_body_has_its_time() {
     let mut config = Config::default();
@@ -151,6 +227,26 @@ async fn a_client_that_does_not_read_is_cancelled() {
         until("the guard's end", || site.front.lifecycle.in_flight() == 0).await;
     }
     assert_eq!(outcomes(&site.front, "tiny", "generate", "cancelled"), 2.0);
+}
+
+/// A whole answer is in flight until it is taken, not until it is computed.
+#[tokio::test]
+async fn an_answer_is_in_flight_while_it_is_written() {
+    const NUMBERS: usize = 2_100_000;
+    let mut site = Site::open(LIMITS);
+    let body = r#"{"inputs":"a"}"#;
+    let head = "POST /models/org/vec/embed_all HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let mut client = site.connect().await;
+    write(&mut client, &format!("{head}content-length: {}\r\n\r\n{body}", body.len())).await;
+    let sink = site.submission().await;
+    sink.send(Event::Vector { index: 0, values: vec![0.1; NUMBERS] });
+    done(&sink, Finish::Complete, 1, 0);
+    read_until(&mut client, "\r\n\r\n").await;
+    assert_eq!(outcomes(&site.front, "org/vec", "embed", "ok"), 1.0);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(site.front.lifecycle.in_flight(), 1, "megabytes wait for the client");
+    assert!(read_to_end(&mut client).await.ends_with("[0.1,0.1,0.1]]]"));
+    assert_eq!(site.front.lifecycle.in_flight(), 0);
 }
 
 #[tokio::test]
@@ -219,7 +315,7 @@ async fn the_admin_socket_is_for_its_owner() {
     let mut answer = String::new();
     client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 202") && answer.contains("lame_duck"), "{answer}");
-    crate::admission::testing::advance(&front.lifecycle, Phase::Stopped);
+    advance(&front.lifecycle, Phase::Stopped);
     timeout(PATIENCE, serving).await.unwrap().unwrap();
     assert!(!path.exists());
 }

@@ -113,16 +113,9 @@ pub(super) fn drive(
     let telemetry = Arc::clone(&front.telemetry);
     tokio::spawn(async move {
         while let Some(submission) = inbox.recv().await {
-            telemetry.received(submission.request.lane, prompt_tokens(&submission));
+            let asked = &submission.request;
+            telemetry.received(asked.lane, asked.task.prompt_tokens() as u64);
             script(submission);
         }
     });
-}
-
-fn prompt_tokens(submission: &Submission) -> u64 {
-    use crate::request::Task;
-    match &submission.request.task {
-        Task::Generate(generate) => generate.prompt.len() as u64,
-        Task::Encode(encode) => encode.tokens(),
-    }
 }

@@ -167,6 +167,18 @@ fn only_the_first_piece_of_a_prompt_gets_its_space() {
     let ids = text.template.unwrap().render(&text.tokenizer, &[message]).unwrap();
     assert_eq!(ids, [1, 2, 8]);
     assert_eq!(text.tokenizer.encode("hi", false).unwrap(), [7, 6]);
+    assert_eq!(text.tokenizer.encode_prompt("<s>[INST]hi").unwrap(), [1, 2, 8]);
+    assert_eq!(text.tokenizer.encode_prompt("hi[INST]hi").unwrap(), [7, 6, 2, 8]);
+}
+
+#[test]
+fn prompts_of_sentences_may_write_control_tokens_out() {
+    let tokenizer = Tokenizer::from_gguf(&sentence_header(&PIECES)).unwrap();
+    let he = tokenizer.encode("he", false).unwrap();
+    for text in ["<s>he</s>he", "he</s>he"] {
+        let ids = tokenizer.encode_prompt(text).unwrap();
+        assert_eq!(ids, [&[1][..], &he, &[2], &he].concat(), "{text}");
+    }
 }
 
 #[test]

@@ -275,6 +275,26 @@ fn hf_look_alikes_are_plain_or_refused() {
 }
 
 #[test]
+fn prompts_may_write_control_tokens_out() {
+    let tokenizer = tokenizer("gpt-2");
+    let (begin, end) = (tokenizer.control("<|im_start|>"), tokenizer.control("<|im_end|>"));
+    let (begin, end) = (begin.unwrap(), end.unwrap());
+    let hello = tokenizer.encode("hello", false).unwrap();
+    let ids = tokenizer.encode_prompt("<|im_start|>hello<|im_end|>hello").unwrap();
+    assert_eq!(ids, [&[begin][..], &hello, &[end], &hello].concat());
+    assert_eq!(tokenizer.encode_prompt("hello").unwrap(), tokenizer.encode("hello", true).unwrap());
+
+    let json = WORD_PIECE.replace("PRE", "BertPreTokenizer");
+    let tokenizer = Tokenizer::from_hf_json(json.as_bytes()).unwrap();
+    let prompt = |text: &str| tokenizer.encode_prompt(text).unwrap();
+    assert_eq!(prompt("word[SEP]words"), [2, 7, 3, 7, 8, 3]);
+    assert_eq!(prompt("[CLS]word"), [2, 7, 3], "it begins only once");
+    assert_eq!(prompt("[PAD]"), [2, 0, 3]);
+    // Unknown words are no control token.
+    assert_eq!(prompt("[SEP][UNK]"), [2, 3, 4, 1, 5, 3]);
+}
+
+#[test]
 fn hf_files_that_contradict_themselves_are_refused() {
     for json in ["", "{}", "[1]", "{\"model\":{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}}x"] {
         assert!(Tokenizer::from_hf_json(json.as_bytes()).is_err(), "{json}");
