@@ -158,9 +158,9 @@ impl Front {
         Ok(Entry { model, text: model.text()? })
     }
 
-    /// Token ids of each prompt, wrapped in the model's own prefix and suffix tokens; control tokens
-    /// may be written out, as in templates. They may be more than `limit`: only text that cannot
-    /// fit is refused here.
+    /// Token ids of each prompt, wrapped in the model's own prefix and suffix tokens; control
+    /// tokens may be written out, as in templates. They may be more than `limit`: only text that
+    /// cannot fit is refused here.
     ///
     /// # Errors
     /// `ContextLengthExceeded`, naming the text's index and characters.

@@ -177,8 +177,8 @@ impl Ticket {
     pub(super) fn submitted(&mut self, tokens: u64) {
         self.submitted = Some(tokens);
         self.spend(tokens);
-        // An answer of an encoder may show its texts again; they go with the ticket.
-        if self.task == ModelTask::Generate {
+        // A ranking may show its texts again; they go with the ticket.
+        if self.task != ModelTask::Rerank {
             self.body = None;
         }
     }

@@ -256,7 +256,8 @@ fn closing_cuts_what_runs_and_says_so() {
 fn requests_are_seen_while_the_step_that_takes_them_in_runs() {
     let step = Duration::from_millis(400);
     let mut bench = Bench::new(FakeDevice { step, ..device() });
-    let asked: Vec<Events> = (0..3).map(|_| bench.generate(1)).collect();
+    // More tokens than steps here, so that none is done.
+    let asked: Vec<Events> = (0..3).map(|_| bench.generate(100)).collect();
     let held = || {
         let snapshot = bench.telemetry.snapshot();
         let lanes = snapshot.load.lanes.iter();
@@ -270,7 +271,7 @@ fn requests_are_seen_while_the_step_that_takes_them_in_runs() {
     }
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(held(), (0, 3), "{:?}", started.elapsed());
-    asked.into_iter().for_each(|events| assert_eq!(tokens(&bench.hear(events)).len(), 1));
+    drop(asked);
 }
 
 #[test]

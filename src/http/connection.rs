@@ -110,9 +110,11 @@ pub(super) async fn serve<S: Stream>(
         activity.unread.store(false, Ordering::Relaxed);
         let received = |body| Received { body, activity: Arc::clone(&activity), ended: false };
         let answer = router.clone().oneshot(request.map(|body| Body::new(received(body))));
+        let answered = Arc::clone(&activity);
         async move {
             let mut response = answer.await?;
-            if Instant::now() >= expires {
+            // What is left of a body that nobody wants is not worth the connection.
+            if Instant::now() >= expires || answered.unread.load(Ordering::Relaxed) {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }

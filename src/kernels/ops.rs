@@ -84,6 +84,15 @@ impl Op {
         }
     }
 
+    /// Whether it adds to the rows that it writes.
+    pub fn adds(&self) -> bool {
+        match self {
+            Op::Linear(op) => op.epilogue == Epilogue::Add,
+            Op::HalfLinear(op) => op.epilogue == Epilogue::Add,
+            _ => false,
+        }
+    }
+
     /// The rows that it writes, besides keys and values.
     pub fn output(&self) -> Activation {
         match self {

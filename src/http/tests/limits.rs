@@ -101,17 +101,18 @@ async fn a_body_above_the_limit_is_answered_unread() {
 #[tokio::test]
 async fn a_refused_body_may_be_finished() {
     let site = Site::open(LIMITS);
-    let chunk = "x".repeat(10 << 10);
+    let chunk = "x".repeat(100 << 10);
     for (path, status) in [("/nothing", "404"), ("/v1/models", "405"), ("/v1/embeddings", "400")] {
         let mut client = site.connect().await;
         let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\n");
-        write(&mut client, &format!("{head}content-length: {}\r\n\r\n", 60 * chunk.len())).await;
-        for _ in 0..60 {
+        write(&mut client, &format!("{head}content-length: {}\r\n\r\n", 6 * chunk.len())).await;
+        for _ in 0..6 {
             write(&mut client, &chunk).await;
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let answer = read_to_end(&mut client).await;
         assert_eq!(answer.split(' ').nth(1), Some(status), "{path}: {answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
     }
 }
 

@@ -124,7 +124,7 @@ pub(in crate::kernels::cuda) fn is_for_product(
     // Buffers are used again: what counts is who reads this one before it is written anew.
     let touches = |op: &&Op| op.input() == Some(norm.output) || op.output() == norm.output;
     let stays = match later.iter().find(touches) {
-        Some(op) => op.input() == Some(norm.output),
+        Some(op) => op.input() == Some(norm.output) || op.adds(),
         None => [program.output, program.hidden]
             .iter()
             .flatten()
