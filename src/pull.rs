@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::config::Config;
 use crate::config::manifest::Manifest;
@@ -74,7 +75,9 @@ pub fn run(
 fn lay_out(manifest: &Manifest, files: &ModelFiles, root: &Path) -> Result<ModelFiles, Failed> {
     let folder = root.join(&manifest.name);
     let place = |path: &Path, target: &Path| {
-        let fresh = folder.join(format!(".tmp-{}", std::process::id()));
+        // Processes of several containers may have the same number.
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let fresh = folder.join(format!(".tmp-{}-{}", std::process::id(), since.as_nanos()));
         fs::create_dir_all(&folder)?;
         let _ = fs::remove_file(&fresh);
         // The cache may hold a link of its own (a hub's does): the content is what is wanted.

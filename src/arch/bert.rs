@@ -200,9 +200,14 @@ impl Shape {
     }
 
     fn norm(&self, weights: &Weights, name: &str) -> Result<Scale, LoadError> {
-        let vector =
-            |part: &str| weights.vector(&[format!("{}{name}.{part}", self.prefix)], self.hidden);
-        Ok(Scale { weight: vector("weight")?, bias: Some(vector("bias")?), eps: self.eps })
+        // Checkpoints of BERT's first years call them by the letters of its paper.
+        let vector = |part: &str, before: &str| {
+            let name = |part: &str| format!("{}{name}.{part}", self.prefix);
+            let old = !weights.has(&name(part)) && weights.has(&name(before));
+            weights.vector(&[name(if old { before } else { part })], self.hidden)
+        };
+        let (weight, bias) = (vector("weight", "gamma")?, vector("bias", "beta")?);
+        Ok(Scale { weight, bias: Some(bias), eps: self.eps })
     }
 }
 
@@ -260,9 +265,22 @@ fn dense(
     Ok(Dense { weight, bias })
 }
 
-/// What sentence-transformers' pooling configuration asks for; the mean if it says nothing.
+/// What sentence-transformers' pooling configuration asks for; the mean if it says nothing. Since
+/// version 5 it names the mode, or a list of them; before, each mode was a switch.
 fn pooling_kind(pooling: Option<&Json>) -> Result<PoolKind, LoadError> {
     let Some(pooling) = pooling.and_then(Json::as_object) else { return Ok(PoolKind::Mean) };
+    if let Some(mode) = pooling.get("pooling_mode") {
+        let only = mode.as_array().map_or(Some(mode), |modes| match modes.as_slice() {
+            [one] => Some(one),
+            _ => None,
+        });
+        return match only.and_then(Json::as_str) {
+            Some("mean") => Ok(PoolKind::Mean),
+            Some("cls") => Ok(PoolKind::Cls),
+            Some("lasttoken") => Ok(PoolKind::Last),
+            _ => Err(LoadError::Shape(format!("pooling.json: pooling_mode {mode} is not known"))),
+        };
+    }
     let modes = pooling
         .iter()
         .filter(|(key, value)| key.starts_with("pooling_mode_") && value.as_bool() == Some(true));
@@ -299,4 +317,26 @@ fn multi_label(config: &Json) -> bool {
 /// Whether there is a token type for a second text.
 fn has_segments(config: &Json) -> bool {
     config.get("type_vocab_size").and_then(Json::as_u64).unwrap_or(2) > 1
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn poolings_are_those_that_are_known() {
+        let kind = |config: Json| pooling_kind(Some(&config)).map_err(|error| error.to_string());
+        assert_eq!(kind(json!({ "pooling_mode": "cls" })), Ok(PoolKind::Cls));
+        assert_eq!(kind(json!({ "pooling_mode": ["lasttoken"] })), Ok(PoolKind::Last));
+        assert_eq!(kind(json!({ "pooling_mode_cls_token": true })), Ok(PoolKind::Cls));
+        assert_eq!(kind(json!({ "pooling_mode_cls_token": false })), Ok(PoolKind::Mean));
+        for other in [json!("max"), json!(["cls", "mean"]), json!([]), json!(7)] {
+            let error = kind(json!({ "pooling_mode": other })).unwrap_err();
+            assert!(error.contains("pooling_mode"), "{error}");
+        }
+        let error = kind(json!({ "pooling_mode_max_tokens": true })).unwrap_err();
+        assert!(error.contains("pooling_mode_max_tokens"), "{error}");
+    }
 }

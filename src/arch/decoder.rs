@@ -207,7 +207,7 @@ impl Shape {
         let layers = in_parallel(self.kv.layers, |index| Layer::load(self, weights, index))?;
         let table = self.vocabulary(weights, self.names.embedding)?;
         let head = format!("{}.weight", self.names.head);
-        let vocabulary = if self.tied || !weights.has(&head) {
+        let vocabulary = if self.tied || (self.is_gguf && !weights.has(&head)) {
             table.clone()
         } else {
             self.vocabulary(weights, self.names.head)?

@@ -49,11 +49,13 @@ impl Rope {
             value.map(|value| value.map(f64::from)).map_err(shape)
         };
         let kind = format!("{prefix}.rope.scaling.type");
-        let kind = if header.has(&kind) { header.str(&kind).map_err(shape)? } else { "none" };
-        let scaling = match kind {
-            "none" => Scaling::None,
-            "linear" => Scaling::Linear(number("scaling.factor")?.unwrap_or(1.0)),
-            other => return Err(unknown(other)),
+        // As llama.cpp has it: a factor alone is a linear one, also by its first name.
+        let kind = if header.has(&kind) { header.str(&kind).map_err(shape)? } else { "linear" };
+        let factor = number("scaling.factor")?.or(number("scale_linear")?);
+        let scaling = match (kind, factor.unwrap_or(0.0)) {
+            ("none", _) | ("linear", 0.0 | 1.0) => Scaling::None,
+            ("linear", factor) => Scaling::Linear(factor),
+            (other, _) => return Err(unknown(other)),
         };
         Self { base: number("freq_base")?.unwrap_or(BASE_DEFAULT), scaling }.checked()
     }
@@ -171,8 +173,12 @@ fn unknown(kind: &str) -> LoadError {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+
     use serde_json::json;
+
+    use super::*;
+    use crate::store::gguf::Value;
 
     fn read(config: Json) -> Result<Rope, String> {
         Rope::from_json(&config).map_err(|error| error.to_string())
@@ -188,6 +194,24 @@ mod tests {
         assert_eq!(read(new).unwrap(), expected);
         let plain = Rope { base: 10_000.0, scaling: Scaling::None };
         assert_eq!(read(json!({ "rope_scaling": null })).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_factor_alone_in_a_gguf_file_is_linear() {
+        let read = |keys: &[(&str, Value)]| {
+            let keys = keys.iter().map(|(key, value)| (format!("llama.rope.{key}"), value.clone()));
+            let header = Header { metadata: keys.collect(), tensors: BTreeMap::new() };
+            Rope::from_gguf(&header, "llama").map(|rope| rope.scaling)
+        };
+        let word = |word: &str| Value::String(word.to_owned());
+        let linear = Scaling::Linear(8.0);
+        assert_eq!(read(&[]).unwrap(), Scaling::None);
+        assert_eq!(read(&[("scaling.factor", Value::Float(8.0))]).unwrap(), linear);
+        assert_eq!(read(&[("scale_linear", Value::Float(8.0))]).unwrap(), linear);
+        assert_eq!(read(&[("scale_linear", Value::Float(1.0))]).unwrap(), Scaling::None);
+        let none = [("scaling.type", word("none")), ("scaling.factor", Value::Float(8.0))];
+        assert_eq!(read(&none).unwrap(), Scaling::None);
+        assert!(read(&[("scaling.type", word("yarn"))]).is_err());
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) fn shape(description: &Description<'_>) -> Result<Shape, LoadError> {
         )));
     }
     shape.turned = turned;
+    // As its configuration has it where the file is silent.
+    shape.tied |= !facts.says("tie_word_embeddings");
     if facts.flag("use_sliding_window") == Some(true) {
         return Err(LoadError::Shape("config.json: 'use_sliding_window' is not known yet".into()));
     }

@@ -475,7 +475,10 @@ impl<'a> Fetch<'a> {
             return;
         }
         let lock = File::options().write(true).open(self.folder.join(LOCK));
-        if lock.is_ok_and(|lock| lock.try_lock().is_ok()) {
+        // Held until the end: who begins to fetch meanwhile waits.
+        if let Ok(lock) = &lock
+            && lock.try_lock().is_ok()
+        {
             sweep(&self.folder, self.manifest);
         }
     }

@@ -32,8 +32,29 @@ pub(super) fn environment(
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
-    environment.add_template_owned(name, source.to_owned())?;
+    environment.add_template_owned(name, without_generation(source))?;
     Ok(environment)
+}
+
+/// The template with `{% generation %}`, in which some wrap what a model says and which only says
+/// to `transformers` what to train on, as a condition that always holds.
+fn without_generation(source: &str) -> String {
+    let (mut plain, mut rest) = (String::with_capacity(source.len()), source);
+    while let Some((at, end)) =
+        rest.find("{%").and_then(|at| Some((at, at + rest[at..].find("%}")? + 2)))
+    {
+        let tag = &rest[at..end];
+        let word = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
+        plain.push_str(&rest[..at]);
+        match word {
+            "generation" => plain.push_str(&tag.replace(word, "if true")),
+            "endgeneration" => plain.push_str(&tag.replace(word, "endif")),
+            _ => plain.push_str(tag),
+        }
+        rest = &rest[end..];
+    }
+    plain.push_str(rest);
+    plain
 }
 
 /// A template's own word on what is wrong with the messages.

@@ -35,7 +35,8 @@ fn safetensors(tensors: &serde_json::Map<String, Value>) -> Vec<u8> {
         let sizes: Vec<usize> =
             shape.as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect();
         let start = data.len();
-        data.extend(values(name, &sizes).iter().flat_map(|value| value.to_le_bytes()));
+        let of = name.replace(".gamma", ".weight").replace(".beta", ".bias");
+        data.extend(values(&of, &sizes).iter().flat_map(|value| value.to_le_bytes()));
         let offsets = [start, data.len()];
         header
             .insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": offsets}));
@@ -44,14 +45,27 @@ fn safetensors(tensors: &serde_json::Map<String, Value>) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
 }
 
-/// Writes the files of a golden encoder into `folder`; `pooling` is sentence-transformers' mode.
+/// The same with the names that norms had in BERT's first years.
+fn with_old_names(tensors: &serde_json::Map<String, Value>) -> serde_json::Map<String, Value> {
+    let old = |name: &String| {
+        let parts = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
+        parts.iter().fold(name.clone(), |name, (new, old)| name.replace(new, old))
+    };
+    tensors.iter().map(|(name, shape)| (old(name), shape.clone())).collect()
+}
+
+/// Writes the files of a golden encoder into `folder`; `pooling` is sentence-transformers' mode:
+/// a switch, or after `=` a name, which comes with norms by their old names.
 pub(crate) fn write_model(name: &str, pooling: &str, folder: &Path) -> Vec<(String, PathBuf)> {
     let golden_model = golden_json(&format!("encoders/{name}.json"));
     let tokenizer = golden(&format!("encoders/{}", golden_model["tokenizer"].as_str().unwrap()));
-    let pooling = json!({format!("pooling_mode_{pooling}"): true});
     let tensors = golden_model["tensors"].as_object().unwrap();
+    let (pooling, tensors) = match pooling.strip_prefix('=') {
+        Some(mode) => (json!({"pooling_mode": mode}), with_old_names(tensors)),
+        None => (json!({format!("pooling_mode_{pooling}"): true}), tensors.clone()),
+    };
     let files = [
-        ("model.safetensors", safetensors(tensors)),
+        ("model.safetensors", safetensors(&tensors)),
         ("config.json", serde_json::to_vec(&golden_model["config"]).unwrap()),
         ("pooling.json", serde_json::to_vec(&pooling).unwrap()),
         ("tokenizer.json", std::fs::read(tokenizer).unwrap()),
@@ -87,7 +101,14 @@ fn input(case: &Value) -> Input {
 fn embeddings_of_every_pooling_agree_with_transformers() {
     for name in ["bert_embed", "xlm_roberta_embed", "distilbert_embed"] {
         let golden = golden_json(&format!("encoders/{name}.json"));
-        let poolings = [("mean_tokens", "mean"), ("cls_token", "cls"), ("lasttoken", "last_token")];
+        let poolings = [
+            ("mean_tokens", "mean"),
+            ("cls_token", "cls"),
+            ("lasttoken", "last_token"),
+            ("=mean", "mean"),
+            ("=cls", "cls"),
+            ("=lasttoken", "last_token"),
+        ];
         for (pooling, expected) in poolings {
             let mut bench = bench(name, pooling);
             for case in golden["cases"].as_array().unwrap() {

@@ -224,54 +224,66 @@ fn scores<S: Isa, B: Block, const Q: usize>(
 ) -> [[S::F; 2]; Q] {
     let mut scores = [[s.splat(0.0); 2]; Q];
     if S::WIDE {
-        score::<S, B, Q, 2>(s, block, (queries, 0), shape, &mut scores);
+        score::<S, B, Q, 2, 0>(s, block, queries, shape, &mut scores);
         return scores;
     }
-    // Few registers: half the positions at a time, for up to three queries.
-    for half in 0..2 {
-        let mut one = [[s.splat(0.0); 1]; Q];
-        if Q <= 3 {
-            score::<S, B, Q, 1>(s, block, (queries, half), shape, &mut one);
-        } else if Q.is_multiple_of(3) {
-            parts::<S, B, Q, 3>(s, block, (queries, half), shape, &mut one);
-        } else {
-            parts::<S, B, Q, 2>(s, block, (queries, half), shape, &mut one);
-        }
-        for q in 0..Q {
-            scores[q][half] = one[q][0];
-        }
-    }
+    // Few registers: half the positions at a time.
+    half::<S, B, Q, 0>(s, block, queries, shape, &mut scores);
+    half::<S, B, Q, 1>(s, block, queries, shape, &mut scores);
     scores
+}
+
+/// As [`scores`], half `HALF` of the block, for up to three queries at a time. A number that is
+/// known while compiling: else both halves of each dimension would be read, and go by the stack.
+#[inline(always)]
+fn half<S: Isa, B: Block, const Q: usize, const HALF: usize>(
+    s: S,
+    block: &B,
+    queries: &[Query; Q],
+    shape: Shape,
+    scores: &mut [[S::F; 2]; Q],
+) {
+    let mut one = [[s.splat(0.0); 1]; Q];
+    if Q <= 3 {
+        score::<S, B, Q, 1, HALF>(s, block, queries, shape, &mut one);
+    } else if Q.is_multiple_of(3) {
+        parts::<S, B, Q, 3, HALF>(s, block, queries, shape, &mut one);
+    } else {
+        parts::<S, B, Q, 2, HALF>(s, block, queries, shape, &mut one);
+    }
+    for q in 0..Q {
+        scores[q][HALF] = one[q][0];
+    }
 }
 
 /// As [`score`] of half a block, `P` of the `Q` queries at a time.
 #[inline(always)]
-fn parts<S: Isa, B: Block, const Q: usize, const P: usize>(
+fn parts<S: Isa, B: Block, const Q: usize, const P: usize, const HALF: usize>(
     s: S,
     block: &B,
-    (queries, half): (&[Query; Q], usize),
+    queries: &[Query; Q],
     shape: Shape,
     scores: &mut [[S::F; 1]; Q],
 ) {
     debug_assert!(Q.is_multiple_of(P));
     for (queries, scores) in queries.as_chunks().0.iter().zip(scores.as_chunks_mut().0) {
-        score::<S, B, P, 1>(s, block, (queries, half), shape, scores);
+        score::<S, B, P, 1, HALF>(s, block, queries, shape, scores);
     }
 }
 
-/// As [`scores`], `N` halves of a block from half `first` on.
+/// As [`scores`], `N` halves of a block from half `FIRST` on.
 #[inline(always)]
-fn score<S: Isa, B: Block, const Q: usize, const N: usize>(
+fn score<S: Isa, B: Block, const Q: usize, const N: usize, const FIRST: usize>(
     s: S,
     block: &B,
-    (queries, first): (&[Query; Q], usize),
+    queries: &[Query; Q],
     shape: Shape,
     scores: &mut [[S::F; N]; Q],
 ) {
     let mut chains = [[[s.splat(0.0); N]; 2]; Q];
     for d in (0..shape.head_dim).step_by(2) {
         for odd in 0..2 {
-            if first == 0 {
+            if FIRST == 0 {
                 block.ahead(s, d + odd);
             }
             let keys = block.keys(s, d + odd);
@@ -279,7 +291,7 @@ fn score<S: Isa, B: Block, const Q: usize, const N: usize>(
                 // SAFETY: a query has `head_dim` values, an even number.
                 let x = s.splat(unsafe { *queries[q].values.add(d + odd) });
                 for half in 0..N {
-                    chains[q][odd][half] = s.fma(x, keys[first + half], chains[q][odd][half]);
+                    chains[q][odd][half] = s.fma(x, keys[FIRST + half], chains[q][odd][half]);
                 }
             }
         }

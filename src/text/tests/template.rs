@@ -176,6 +176,19 @@ fn templates_see_content_as_it_is() {
 }
 
 #[test]
+fn what_is_marked_as_generated_is_rendered() {
+    let source = "{% for m in messages %}\n{%- if m.role == 'assistant' -%}\n\
+        {%- generation -%} <{{ m.content }}> {%- endgeneration %}{% else %}{{ m.content }}\
+        {%+ endif %}{% endfor %}{% generation %}{% endgeneration %}{{ '{% generation' }}";
+    let messages = [message("user", "a"), message("assistant", "b")];
+    assert_eq!(render(source, &messages).unwrap(), "a<b>{% generation");
+    // The neighbours of a message, by which templates join the answers of tools.
+    let source = "{% for m in messages %}{% if loop.previtem %}{{ loop.previtem.content }}\
+        {% endif %}{{ m.content }}{{ loop.nextitem is defined }} {% endfor %}";
+    assert_eq!(render(source, &messages).unwrap(), "aTrue abFalse ");
+}
+
+#[test]
 fn wanted_beginnings_come_once() {
     let tokenizer = tokenizer("llama-bpe");
     let messages = [message("user", "x")];
