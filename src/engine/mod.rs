@@ -118,8 +118,6 @@ pub struct Engine {
     /// Rows of a step by tenant.
     tenants: Vec<(TenantId, u32)>,
     load: Load,
-    /// Whether a request came whose place the published load does not show.
-    unseen: bool,
 }
 
 /// A request about which something is still to be said.
@@ -160,7 +158,6 @@ impl Engine {
             gone: Vec::new(),
             tenants: Vec::new(),
             load: Load::default(),
-            unseen: false,
         }
     }
 
@@ -206,7 +203,6 @@ impl Engine {
         for slot in 0..self.slots.len() {
             while !trial && self.slots[slot].steps.len() < self.depth && self.dispatch(slot)? {}
         }
-        self.show();
         let mut idle = true;
         for slot in 0..self.slots.len() {
             // A trial waits until nothing else is on the device.
@@ -246,7 +242,6 @@ impl Engine {
                 live.sink.scheduled(note.waited);
             }
         }
-        self.show();
         let runner = &mut self.runner;
         match guarded(|| runner.submit(&step)) {
             Ok(()) => self.slots[slot].steps.push_back(step),
@@ -371,7 +366,6 @@ impl Engine {
         }
         self.live.insert(request.id, Live::new(&request, sink));
         self.scheduler.admit(request);
-        self.unseen = true;
     }
 
     /// A receiver that is gone is a client that is gone.
@@ -408,15 +402,6 @@ impl Engine {
     fn publish(&mut self) {
         self.scheduler.load(&mut self.load);
         self.links.telemetry.publish(&self.load);
-        self.unseen = false;
-    }
-
-    /// Publishes what came in, before a step whose time it would not be seen: admission is bounded
-    /// by what is published. After a plan, so that what can start at once is not shown as waiting.
-    fn show(&mut self) {
-        if self.unseen {
-            self.publish();
-        }
     }
 
     /// Blocks until a request or a model comes or the phase changes; no longer than a tick while
