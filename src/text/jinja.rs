@@ -41,7 +41,7 @@ pub(super) fn environment(
 fn without_generation(source: &str) -> String {
     let (mut plain, mut rest) = (String::with_capacity(source.len()), source);
     while let Some((at, end)) =
-        rest.find("{%").and_then(|at| Some((at, at + rest[at..].find("%}")? + 2)))
+        rest.find("{%").and_then(|at| Some((at, at + rest[at + 2..].find("%}")? + 4)))
     {
         let tag = &rest[at..end];
         let word = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
