@@ -1,6 +1,6 @@
 //! Memory for requests' bodies: all that are being read, parsed or tokenised share one budget, as
-//! nothing but the number of connections bounds them before they may wait in the queue. Knows no
-//! HTTP.
+//! nothing but the number of connections bounds them before they may wait in the queue; those of
+//! rankings also until they are answered. Knows no HTTP.
 
 use std::sync::Arc;
 use std::time::Duration;

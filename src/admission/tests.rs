@@ -206,7 +206,10 @@ async fn heavy_work_leaves_the_thread_and_reports_a_panic() {
         let failing = front.heavy::<()>(Micros(expected), || panic!("on purpose"));
         assert_eq!(failing.await.unwrap_err().kind(), ErrorKind::Internal);
     }
-    // Many messages are work, however short.
+    // Many messages are work, however short. All places for work are taken, so it cannot be done
+    // before anybody looks.
+    let places = front.heavy.available_permits() as u32;
+    let _taken = front.heavy.acquire_many(places).await.unwrap();
     let text = front.catalog.find("tiny").unwrap().text().unwrap();
     for (count, here) in [(2, true), (40, false)] {
         let message = Message { role: "user".into(), content: "a".into() };

@@ -89,7 +89,7 @@ impl Ticket {
 
     /// When it is over, on the telemetry clock.
     pub fn deadline(&self) -> Micros {
-        self.arrived.plus(Micros(self.timeout.as_micros() as u64))
+        self.arrived.plus(self.timeout.into())
     }
 
     /// When it is over.

@@ -141,7 +141,7 @@ impl Lifecycle {
         let mut phase = Phase::Loading;
         let admitted = self.flights.enter(|| {
             phase = self.phase();
-            matches!(phase, Phase::Ready | Phase::LameDuck)
+            phase.admits()
         });
         match admitted {
             true => Ok(InFlight { flights: Arc::clone(&self.flights), end: End::Finished }),
@@ -155,10 +155,8 @@ impl Lifecycle {
     /// # Errors
     /// As [`Lifecycle::admit`].
     pub fn check_admits(&self) -> Result<()> {
-        match self.phase() {
-            Phase::Ready | Phase::LameDuck => Ok(()),
-            phase => Err(self.refusal(phase)),
-        }
+        let phase = self.phase();
+        if phase.admits() { Ok(()) } else { Err(self.refusal(phase)) }
     }
 
     /// Whether responses should ask clients to close their connection.
@@ -185,14 +183,14 @@ impl Lifecycle {
     /// Somebody says that the process has to go. The first notice begins the drain, a later one
     /// may bring the deadline nearer, a second one that terminates ends the drain.
     pub fn notify(&self, notice: Notice) {
-        let within = micros(notice.within.unwrap_or(self.grace));
+        let within = notice.within.unwrap_or(self.grace).into();
         let told = Event::Told { within, terminate: notice.terminate, at_once: false };
         self.apply(told, notice.source);
     }
 
     /// A person at a terminal says so: as SIGTERM, without a lame duck or a last scrape.
     pub fn interrupt(&self) {
-        let told = Event::Told { within: micros(self.grace), terminate: true, at_once: true };
+        let told = Event::Told { within: self.grace.into(), terminate: true, at_once: true };
         self.apply(told, "sigint");
     }
 
@@ -385,7 +383,7 @@ impl Lifecycle {
     }
 
     fn now(&self) -> Micros {
-        micros(self.started.elapsed())
+        self.started.elapsed().into()
     }
 }
 
@@ -435,6 +433,11 @@ impl Phase {
         Phase::Stopped,
     ];
 
+    /// Whether requests are let in.
+    pub fn admits(self) -> bool {
+        matches!(self, Phase::Ready | Phase::LameDuck)
+    }
+
     /// As a metric label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -447,10 +450,6 @@ impl Phase {
             Phase::Stopped => "stopped",
         }
     }
-}
-
-fn micros(time: Duration) -> Micros {
-    Micros(time.as_micros() as u64)
 }
 
 fn duration(time: Micros) -> Duration {
