@@ -82,14 +82,15 @@ impl Bounds<'_> {
         full(message, self.predicted_wait(snapshot, lane))
     }
 
-    /// How long what waits in `lane` keeps the device busy: its own work over the share that the
-    /// lane gets among the lanes with work, at most all the work there is.
+    /// How long until the last that waits in `lane` begins: the lane's work until then over the
+    /// share that it gets among the lanes with work, at most all the work there is.
     fn predicted_wait(&self, snapshot: &Snapshot, lane: LaneId) -> Duration {
         let lane = lane.0 as usize;
         let lanes = &snapshot.load.lanes;
         // The engine has not seen what is in the inbox, but it is just as much before us.
         let inbox = |lane: usize| snapshot.inbox_work.get(lane).copied().unwrap_or_default();
-        let work = |lane: usize| lanes[lane].waiting_work.plus(inbox(lane));
+        let own = |lane: usize| lanes[lane].work_to_start.plus(inbox(lane));
+        let other = |lane: usize| lanes[lane].waiting_work.plus(inbox(lane));
         if lane >= lanes.len() {
             return Duration::ZERO;
         }
@@ -99,8 +100,9 @@ impl Bounds<'_> {
         };
         let competing = (0..lanes.len()).filter(|&index| index == lane || has_work(index));
         let competing: f64 = competing.map(|index| self.weight(index)).sum();
-        let total: f64 = (0..lanes.len()).map(|index| work(index).as_seconds()).sum();
-        let scaled = work(lane).as_seconds() * competing / self.weight(lane);
+        let others = (0..lanes.len()).filter(|&index| index != lane).map(other);
+        let total: f64 = others.chain([own(lane)]).map(Micros::as_seconds).sum();
+        let scaled = own(lane).as_seconds() * competing / self.weight(lane);
         Duration::from_secs_f64(scaled.min(total))
     }
 
@@ -145,6 +147,7 @@ mod tests {
             waiting,
             waiting_tokens: tokens,
             waiting_work: Micros(seconds * 1_000_000),
+            work_to_start: Micros(seconds * 1_000_000),
             ..LaneLoad::default()
         }
     }
@@ -171,6 +174,10 @@ mod tests {
         let both = || vec![lane(1, 1, 6), lane(1, 1, 90)];
         assert_eq!(wait(&heavy, both(), 0), 8.0);
         assert_eq!(wait(&heavy, both(), 1), 96.0);
+        // Answers for which there are seats keep nobody of their lane waiting.
+        let seated = || LaneLoad { work_to_start: Micros(1_000_000), ..lane(1, 1, 50) };
+        assert_eq!(wait(&equal, vec![seated(), lane(0, 0, 0)], 0), 1.0);
+        assert_eq!(wait(&equal, vec![lane(1, 1, 40), seated()], 0), 80.0);
         // A lane that only runs takes its share too.
         let running = LaneLoad { running: 3, ..LaneLoad::default() };
         assert_eq!(wait(&equal, vec![lane(1, 1, 4), running], 0), 4.0);

@@ -242,6 +242,8 @@ impl Engine {
                 live.sink.scheduled(note.waited);
             }
         }
+        // Or what came in would be seen nowhere for as long as the step takes.
+        self.publish();
         let runner = &mut self.runner;
         match guarded(|| runner.submit(&step)) {
             Ok(()) => self.slots[slot].steps.push_back(step),

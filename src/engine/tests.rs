@@ -273,6 +273,21 @@ fn a_client_that_goes_away_frees_its_place() {
 }
 
 #[test]
+fn what_a_step_computes_is_seen_while_it_runs() {
+    let mut bench = Bench::new(FakeDevice { step: Duration::from_millis(300), ..device() });
+    // One token each: when its step is over, so is the request.
+    let answers: Vec<Events> = (0..12).map(|_| bench.generate(1)).collect();
+    let (mut running, started) = (0, std::time::Instant::now());
+    while running == 0 && started.elapsed() < Duration::from_secs(10) {
+        running = bench.telemetry.snapshot().load.lanes[0].running;
+    }
+    assert!(running > 0);
+    for events in answers {
+        assert_eq!(tokens(&bench.hear(events)).len(), 1);
+    }
+}
+
+#[test]
 fn device_time_is_charged_to_who_asks() {
     // The third token ends the answer, when the step after it is on the device.
     let (step, vocabulary) = (Duration::from_millis(2), vec![9, 6, 7, 5, 6]);

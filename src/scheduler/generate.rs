@@ -408,6 +408,15 @@ impl GenerateLane {
         }
     }
 
+    /// Share of the waiting sequences that begin only when others have ended: with `seats` free
+    /// for them, or with no room for the first of them.
+    pub(super) fn held_up(&self, seats: u32) -> f64 {
+        let Some(&first) = self.waiting.front() else { return 0.0 };
+        let no_room = self.no_room.is_some_and(|(age, _)| age == self.sequences[first].age);
+        let waiting = self.waiting.len() as f64;
+        if no_room { 1.0 } else { (waiting - f64::from(seats)).max(0.0) / waiting }
+    }
+
     /// Puts a sequence into the waiting list, by age.
     fn wait(&mut self, index: u32) {
         let age = self.sequences[index].age;

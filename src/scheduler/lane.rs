@@ -85,8 +85,9 @@ impl Lane {
         }
     }
 
-    pub(super) fn load(&self, load: &mut LaneLoad) {
-        let work = match &self.work {
+    /// `seats`: how many more it could have.
+    pub(super) fn load(&self, seats: u32, load: &mut LaneLoad) {
+        let (start, rest) = match &self.work {
             Work::Generate(lane) => {
                 load.waiting = lane.waiting.len() as u32;
                 load.waiting_tokens = lane.waiting_tokens;
@@ -94,16 +95,19 @@ impl Lane {
                 load.preemptions = lane.preemptions;
                 let prompts = lane.waiting_tokens as f64 * self.cost.rate(StepKind::Prefill);
                 let answers = lane.waiting_new as f64 * lane.answered;
-                prompts + answers * self.cost.rate(StepKind::Decode)
+                let answers = answers * self.cost.rate(StepKind::Decode);
+                let held_up = answers * lane.held_up(seats);
+                (prompts + held_up, answers - held_up)
             }
             Work::Encode(lane) => {
                 load.waiting = lane.waiting;
                 load.waiting_tokens = lane.waiting_tokens;
                 load.running = lane.running;
-                lane.waiting_tokens as f64 * self.cost.rate(StepKind::Encode)
+                (lane.waiting_tokens as f64 * self.cost.rate(StepKind::Encode), 0.0)
             }
         };
-        load.waiting_work = Micros(work.round() as u64);
+        load.work_to_start = Micros(start.round() as u64);
+        load.waiting_work = Micros((start + rest).round() as u64);
     }
 }
 

@@ -109,6 +109,9 @@ pub struct LaneLoad {
     pub waiting_tokens: u64,
     /// Predicted device time of what waits.
     pub waiting_work: Micros,
+    /// The part of it that is done when the last of them begins: without the answers of those
+    /// for whom there is a seat.
+    pub work_to_start: Micros,
     /// Requests with rows on the device.
     pub running: u32,
     /// KV blocks that running sequences hold.
@@ -326,7 +329,7 @@ impl Scheduler {
         load.lanes.resize(self.lanes.len(), LaneLoad::default());
         load.oldest = None;
         for (number, (lane, load_of)) in self.lanes.iter().zip(&mut load.lanes).enumerate() {
-            lane.load(load_of);
+            lane.load(self.seats.left(number), load_of);
             load_of.blocks_used = self.pages.blocks(number).held();
             load_of.blocks_cached = self.pages.blocks(number).cached();
             load.oldest = [load.oldest, lane.oldest()].into_iter().flatten().min();

@@ -36,6 +36,13 @@ impl Seats {
         held < limit && (held == 0 || self.free.len() > self.seatless)
     }
 
+    /// How many seats the lane could get now, if no other lane took any.
+    pub(super) fn left(&self, lane: usize) -> u32 {
+        let Holder { held, limit } = self.lanes[lane];
+        let free = self.free.len() + usize::from(held == 0) - self.seatless;
+        (limit - held).min(free as u32)
+    }
+
     /// A seat, if one is available.
     pub(super) fn take(&mut self, lane: usize) -> Option<Seat> {
         if !self.available(lane) {
@@ -83,5 +90,6 @@ mod tests {
         assert!(seats.take(0).is_some());
         seats.put_back(1, other);
         assert!(seats.take(0).is_none() && seats.take(1).is_some());
+        assert_eq!((seats.left(0), seats.left(1), seats.left(2)), (0, 0, 0));
     }
 }

@@ -27,13 +27,15 @@ struct PublishedLane {
     waiting: AtomicU32,
     waiting_tokens: AtomicU64,
     waiting_work: AtomicU64,
+    work_to_start: AtomicU64,
     running: AtomicU32,
     blocks_used: AtomicU32,
     blocks_cached: AtomicU32,
     preemptions: AtomicU64,
     /// Prompt tokens that were submitted and not yet seen by the scheduler.
     inbox_tokens: AtomicI64,
-    /// Predicted microseconds a waiting prompt token when last something waited, as `f64` bits.
+    /// Predicted microseconds to the start a waiting prompt token when last something waited, as
+    /// `f64` bits.
     work_per_token: AtomicU64,
     /// Pages that one block takes, as `f64` bits.
     pages_per_block: AtomicU64,
@@ -61,8 +63,9 @@ impl Published {
             lane.waiting.store(load.waiting, Relaxed);
             lane.waiting_tokens.store(load.waiting_tokens, Relaxed);
             lane.waiting_work.store(load.waiting_work.0, Relaxed);
+            lane.work_to_start.store(load.work_to_start.0, Relaxed);
             if load.waiting_tokens > 0 {
-                let rate = load.waiting_work.0 as f64 / load.waiting_tokens as f64;
+                let rate = load.work_to_start.0 as f64 / load.waiting_tokens as f64;
                 lane.work_per_token.store(rate.to_bits(), Relaxed);
             }
             lane.running.store(load.running, Relaxed);
@@ -149,6 +152,7 @@ impl PublishedLane {
             waiting: self.waiting.load(Relaxed),
             waiting_tokens: self.waiting_tokens.load(Relaxed),
             waiting_work: Micros(self.waiting_work.load(Relaxed)),
+            work_to_start: Micros(self.work_to_start.load(Relaxed)),
             running: self.running.load(Relaxed),
             blocks_used: self.blocks_used.load(Relaxed),
             blocks_cached: self.blocks_cached.load(Relaxed),

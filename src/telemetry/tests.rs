@@ -226,6 +226,7 @@ fn gauges_show_what_was_published() {
         waiting: 2,
         waiting_tokens: 50,
         waiting_work: Micros(1_500_000),
+        work_to_start: Micros(500_000),
         running: 3,
         blocks_used: 8,
         blocks_cached: 4,
@@ -244,7 +245,7 @@ fn gauges_show_what_was_published() {
     telemetry.in_flight(-1);
     let snapshot = telemetry.snapshot();
     assert_eq!((snapshot.inbox, snapshot.inbox_tokens, snapshot.in_flight), (1, 100, 3));
-    assert_eq!(snapshot.inbox_work, [Micros(3_000_000), Micros(0)], "as waiting tokens cost");
+    assert_eq!(snapshot.inbox_work, [Micros(1_000_000), Micros(0)], "as waiting tokens cost");
     assert_eq!(snapshot.load.lanes[0].running, 3);
     assert_eq!(snapshot.load.kv_pages_lent, 7);
     std::thread::sleep(Duration::from_millis(2));
@@ -469,23 +470,28 @@ async fn settled_waits_for_a_scrape_only_if_somebody_scrapes() {
     assert!(settled.is_ok());
 }
 
-/// A scrape must be cheap: routers ask every 50 ms. Says how long it takes, and is an alarm for
-/// something ten times worse; the promise (2 ms for 16 models) is for a quiet machine.
-#[test]
-fn rendering_is_quick() {
-    let models = (0..16).map(|i| (format!("model-{i}"), ModelTask::Generate)).collect();
-    let telemetry = Telemetry::new(Setup { models, ..setup() });
-    let mut best = Duration::MAX;
+/// The shortest of 20 renderings of each page, in turns: on a busy machine too, they compare.
+pub(super) fn rendering(pages: [&Telemetry; 2]) -> [Duration; 2] {
+    let mut best = [Duration::MAX; 2];
     for round in 0..20 {
-        for lane in 0..16 {
-            telemetry.step_finished(&step(LaneId(lane), round), &[]);
-        }
-        let begun = Instant::now();
-        let page = telemetry.render();
-        best = best.min(begun.elapsed());
-        if round == 19 {
-            eprintln!("{best:?} for {} bytes, {} lines", page.len(), page.lines().count());
+        for (telemetry, best) in pages.iter().zip(&mut best) {
+            telemetry.step_finished(&step(LaneId(0), round), &[]);
+            let begun = Instant::now();
+            telemetry.render();
+            *best = begun.elapsed().min(*best);
         }
     }
-    assert!(best < Duration::from_millis(20), "{best:?}");
+    best
+}
+
+/// A scrape must be cheap: routers ask every 50 ms. On a quiet machine it takes 2 ms for 16
+/// models.
+#[test]
+fn rendering_takes_time_in_proportion_to_models() {
+    let [few, many] = [4, 16].map(|models| {
+        let models = (0..models).map(|i| (format!("model-{i}"), ModelTask::Generate)).collect();
+        Telemetry::new(Setup { models, ..setup() })
+    });
+    let [few, many] = rendering([&few, &many]);
+    assert!(many < 8 * few, "4 models {few:?}, 16 models {many:?}");
 }

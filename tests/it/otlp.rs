@@ -147,7 +147,8 @@ fn the_standard_environment_holds() {
         ("OTEL_SERVICE_NAME", "lamps"),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
     ];
-    let server = Server::launch_with(&environment);
+    let mut server = Server::launch_with(&environment);
+    server.wait_ready();
     assert_eq!(ask(&server, &json!({"model": "nobody", "messages": []})).0, 400);
     let export = exports.recv_timeout(Duration::from_secs(20)).expect("an export");
     assert!(export.head.starts_with("post /else/where http/1.1"), "{}", export.head);

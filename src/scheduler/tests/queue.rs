@@ -289,6 +289,38 @@ fn notes_tell_waits_and_gaps() {
 }
 
 #[test]
+fn only_who_finds_no_seat_waits_for_answers() {
+    let mut rig = Rig::with(1, Micros(1000), 64, vec![generating(16)]);
+    let works = |rig: &Rig| (rig.lane(0).work_to_start.0, rig.lane(0).waiting_work.0);
+    for id in 1..=8 {
+        rig.generate(id, 0, &prompt(1, 4), 100);
+    }
+    let (start, all) = works(&rig);
+    assert!(start > 0 && all > 5 * start, "prompts {start}, with answers {all}");
+    for id in 9..=16 {
+        rig.generate(id, 0, &prompt(1, 4), 100);
+    }
+    let (half, all) = works(&rig);
+    assert!(half.abs_diff((2 * start + all) / 2) <= 2, "8 of 16 have seats: {half} of {all}");
+    rig.turn(9);
+    let (start, all) = works(&rig);
+    assert!(start == all && start > 0, "seats are taken: {start} of {all}");
+}
+
+#[test]
+fn without_blocks_a_seat_is_no_place() {
+    let mut rig = Rig::with(1, Micros(1000), 4, vec![generating(4)]);
+    rig.generate(1, 0, &prompt(1, 100), 20);
+    rig.turn(9);
+    rig.generate(2, 0, &prompt(2, 100), 20);
+    let before = rig.lane(0);
+    assert!(before.work_to_start < before.waiting_work, "{before:?}");
+    rig.turn(9);
+    let after = rig.lane(0);
+    assert_eq!((after.waiting, after.work_to_start), (1, after.waiting_work));
+}
+
+#[test]
 fn work_is_what_a_full_step_would_have_taken() {
     let mut rig = Rig::with(1, Micros(1000), 64, vec![generating(16)]);
     rig.generate(1, 0, &prompt(1, 256), 5);
