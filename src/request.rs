@@ -166,6 +166,13 @@ pub struct Sampling {
     pub choice: u32,
 }
 
+impl Sampling {
+    /// Whether the most likely token is taken, whatever the others are.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0 || self.temperature.is_nan()
+    }
+}
+
 impl Default for Sampling {
     fn default() -> Self {
         Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0, choice: 0 }

@@ -7,9 +7,10 @@ use serde_json::Value as Json;
 
 use crate::arch::{self, Description, Outline};
 use crate::kernels::builder::Capacity;
+use crate::kernels::coarse::Coarse;
 use crate::kernels::cpu::isa::SetKind;
 use crate::kernels::ops::Program;
-use crate::model::{Dtype, EncoderCard};
+use crate::model::{Dtype, EncoderCard, ModelTask};
 use crate::store::ModelFiles;
 use crate::store::gguf::Header;
 use crate::weights::{LoadError, Weights};
@@ -18,6 +19,7 @@ use crate::weights::{LoadError, Weights};
 #[derive(Debug)]
 pub struct OpenedModel {
     opened: Opened,
+    on_gpu: bool,
     /// What it says about itself.
     pub outline: Outline,
     /// How its answers are to be read, if it is an encoder.
@@ -71,7 +73,7 @@ pub fn open(files: &ModelFiles) -> Result<OpenedModel, LoadError> {
     let opened = Opened { weights, config, pooling, modules };
     let outline = arch::outline(&opened.description())?;
     let card = arch::encoder_card(&opened.description())?;
-    Ok(OpenedModel { opened, outline, card })
+    Ok(OpenedModel { opened, on_gpu: false, outline, card })
 }
 
 impl OpenedModel {
@@ -79,6 +81,7 @@ impl OpenedModel {
     /// [`Dtype::Auto`] for this processor unless said.
     pub fn with_dtype(mut self, dtype: Dtype, set: Option<SetKind>) -> Self {
         self.opened.weights = self.opened.weights.with_dtype(dtype, set);
+        self.on_gpu = set.is_none();
         self
     }
 
@@ -97,7 +100,12 @@ impl OpenedModel {
     /// # Errors
     /// Tensors that are missing, misshapen or unreadable.
     pub fn load(&self, capacity: Capacity) -> Result<LoadedModel, LoadError> {
-        let program = arch::build(&self.opened.description(), &self.opened.weights, capacity)?;
+        let weights = &self.opened.weights;
+        let mut program = arch::build(&self.opened.description(), weights, capacity)?;
+        if self.outline.task == ModelTask::Generate && !self.on_gpu {
+            let coarse = Coarse::of(&program);
+            program.coarse = coarse.map_err(|error| LoadError::Shape(error.to_string()))?;
+        }
         Ok(LoadedModel { program: Arc::new(program), outline: self.outline })
     }
 }

@@ -21,6 +21,8 @@ pub struct Batch {
     pub copies: Vec<[(u32, u32); 2]>,
     /// The last row of each span that yields something, ascending.
     pub gather: Vec<u32>,
+    /// Of each gathered row only the largest output is wanted.
+    pub greedy: bool,
 }
 
 impl Batch {
@@ -34,6 +36,7 @@ impl Batch {
         self.blocks.clear();
         self.copies.clear();
         self.gather.clear();
+        self.greedy = false;
     }
 }
 

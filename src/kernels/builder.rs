@@ -204,6 +204,7 @@ impl Builder {
             output: Some(output),
             hidden: self.hidden,
             kv,
+            coarse: None,
         }
     }
 

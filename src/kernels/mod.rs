@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod builder;
+pub mod coarse;
 pub mod cpu;
 pub mod cuda;
 pub mod ops;

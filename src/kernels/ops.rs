@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::coarse::Coarse;
 use super::packed::Packed;
 use crate::device::arena::Region;
 
@@ -192,6 +193,8 @@ pub struct Program {
     pub hidden: Option<Buf>,
     /// KV heads × head size, for generators.
     pub kv: Option<KvShape>,
+    /// A shorter way to the largest logits, for kernel sets that take it.
+    pub coarse: Option<Coarse>,
 }
 
 /// Shape of one layer's part of a KV block: K then V, f16.

@@ -73,7 +73,7 @@ impl Sampler {
     /// infinity; plus infinity is always chosen; without any number above minus infinity it is
     /// token 0.
     pub fn sample(&mut self, logits: &[f32], sampling: &Sampling, position: u32) -> TokenId {
-        let greedy = sampling.temperature <= 0.0 || sampling.temperature.is_nan();
+        let greedy = sampling.is_greedy();
         self.weights.resize(logits.len(), 0);
         self.keys.clear();
         self.keys.reserve(logits.len());

@@ -10,6 +10,7 @@ use super::halves::{ConvertTask, HalfLinearTask};
 use super::head_norm::HeadNormTask;
 use super::isa::{Set, SetKind, Task};
 use super::linear::LinearTask;
+use super::rescore::RescoreTask;
 use super::rope::{RopeStoreTask, RopeTask};
 use super::rows::{EmbedTask, GatedSiluTask, GatherTask, NormTask, PoolTask};
 use super::views::Memory;
@@ -258,12 +259,24 @@ impl Walk<'_> {
     /// Links are cut where members must wait for each other. What is too little to share is done
     /// by the member that comes to a barrier last, while the others wait there anyway.
     fn run(&self, program: &Program) -> Result<(), Aborted> {
-        let mut rest = program.ops.as_slice();
+        let Some(coarse) = program.coarse.as_ref().filter(|_| self.around.batch.greedy) else {
+            return self.ops(&program.ops);
+        };
+        self.ops(&program.ops[..program.ops.len() - 1])?;
+        self.member.barrier()?;
+        self.task(&LinearTask::new(&coarse.linear, &self.around), false);
+        self.member.barrier()?;
+        self.task(&RescoreTask::new(coarse, &self.around), false);
+        Ok(())
+    }
+
+    fn ops(&self, ops: &[Op]) -> Result<(), Aborted> {
+        let mut rest = ops;
         while !rest.is_empty() {
             let small = rest.iter().take_while(|op| !self.is_shared(op)).count();
             let (alone, shared) = rest.split_at(small);
             let run_alone = || alone.iter().for_each(|op| self.op(op, true));
-            if rest.len() < program.ops.len() {
+            if rest.len() < ops.len() {
                 self.member.barrier_after(run_alone)?;
             } else if small > 0 {
                 // At the start the caller is there and the others are still waking up.

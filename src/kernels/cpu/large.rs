@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::isa::{Isa, LANES};
-use super::linear::Lines;
+use super::linear::Ahead;
 use super::views::QuantTile;
 use crate::kernels::packed::large::{LARGE_GROUPS, LargeLayout};
 use crate::kernels::packed::{GROUP, PackedFormat, Q8_MINIMUM_GROUP_BYTES};
@@ -16,13 +16,13 @@ pub(super) fn product_minimum<S: Isa, const R: usize>(
     s: S,
     panel: &[u8],
     rows: &QuantTile<R>,
-    mut ahead: Lines,
+    ahead: &mut Ahead<'_>,
 ) -> [S::F; R] {
     let panel = panel.as_chunks::<Q8_MINIMUM_GROUP_BYTES>().0;
     assert_eq!(panel.len(), rows.groups());
     let mut acc = [s.splat(0.0); R];
     for (g, weights) in panel.iter().enumerate() {
-        ahead.ask(s);
+        ahead.ask::<S, R>(s);
         let (header, values) = weights.split_at(64);
         let values = values.try_into().expect("512 bytes");
         // SAFETY: there are as many groups as in the rows, which only earlier ops wrote; a
@@ -48,7 +48,7 @@ pub(super) fn product_large<S: Isa, const R: usize>(
     format: PackedFormat,
     panel: &[u8],
     rows: &QuantTile<R>,
-    ahead: Lines,
+    ahead: &mut Ahead<'_>,
 ) -> [S::F; R] {
     match format {
         PackedFormat::K4 => product::<S, R, 1, 256>(s, format, panel, rows, ahead),
@@ -65,7 +65,7 @@ fn product<S: Isa, const R: usize, const PARTS: usize, const BYTES: usize>(
     format: PackedFormat,
     panel: &[u8],
     rows: &QuantTile<R>,
-    mut ahead: Lines,
+    ahead: &mut Ahead<'_>,
 ) -> [S::F; R] {
     let layout = LargeLayout::of(format).expect("a format of large blocks");
     assert_eq!((layout.parts, layout.value_bytes), (PARTS, BYTES));
@@ -77,7 +77,7 @@ fn product<S: Isa, const R: usize, const PARTS: usize, const BYTES: usize>(
         // SAFETY: a block starts with 16 f32 scales and 16 f32 minimums.
         let [scale, minimum] = ends.map(|from| unsafe { s.read(from) });
         for g in 0..LARGE_GROUPS {
-            ahead.ask(s);
+            ahead.ask::<S, R>(s);
             let small = block[layout.factors(g)..].as_chunks::<LANES>().0;
             let values: &[u8; BYTES] = block[layout.values(g)..].first_chunk().expect("a group");
             // SAFETY: there are as many groups as in the rows, which only earlier ops wrote.

@@ -17,9 +17,6 @@ use crate::kernels::packed::{PANEL, PackedFormat, Q4_GROUP_BYTES, q8_places};
 /// Rows that go through a panel before the next: their activations stay in the first-level cache.
 const ROWS_MAX: usize = 64;
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
 /// Panels that a unit takes at most: they stay in the second-level cache while rows pass.
 const PANELS_MAX: usize = 8;
 
@@ -27,7 +24,7 @@ const PANELS_MAX: usize = 8;
 pub(super) struct LinearTask<'a> {
     op: &'a Linear,
     input: Input,
-    output: Floats,
+    pub(super) output: Floats,
     blocks: Blocks,
 }
 
@@ -68,7 +65,7 @@ impl<'a> LinearTask<'a> {
     fn quantised<S: Isa>(&self, s: S, input: Quants, panel: usize, rows: Range<usize>) {
         let weight = &self.op.weight;
         let next = (panel + 1 < weight.panels()).then(|| weight.panel(panel + 1));
-        let mut ahead = Ahead::new(next.unwrap_or_default(), input.groups(), rows.len());
+        let mut ahead = Ahead::new(next.unwrap_or_default(), rows.len(), input.groups());
         let mut r = rows.start;
         while r < rows.end {
             r += match rows.end - r {
@@ -87,10 +84,9 @@ impl<'a> LinearTask<'a> {
         input: Quants,
         panel: usize,
         first: usize,
-        ahead: &mut Ahead,
+        ahead: &mut Ahead<'_>,
     ) -> usize {
         let (rows, bytes) = (input.tile::<R>(first), self.op.weight.panel(panel));
-        let ahead = ahead.next(R);
         let sums = match self.op.weight.format {
             PackedFormat::Q8 => product_bytes::<S, R, false>(s, bytes, &rows, ahead),
             PackedFormat::Q8Low => product_bytes::<S, R, true>(s, bytes, &rows, ahead),
@@ -102,6 +98,36 @@ impl<'a> LinearTask<'a> {
             self.finish(s, sum, first + r, panel);
         }
         R
+    }
+
+    /// A row through one panel.
+    #[inline(always)]
+    pub(super) fn single<S: Isa>(&self, s: S, panel: usize, row: usize) {
+        match self.input {
+            Input::Quant(input) => {
+                let mut ahead = Ahead::new(&[], 1, input.groups());
+                self.quantised_tile::<S, 1>(s, input, panel, row, &mut ahead);
+            }
+            Input::Full(input) => _ = self.full_tile::<S, 1, 1>(s, input, panel, row),
+        }
+    }
+
+    /// Euclidean norm of an 8-bit row.
+    #[inline(always)]
+    pub(super) fn norm(&self, row: usize) -> f32 {
+        let Input::Quant(input) = self.input else { panic!("8-bit rows only") };
+        let tile = input.tile::<1>(row);
+        let mut squares = 0.0;
+        for group in 0..tile.groups() {
+            // SAFETY: one of its groups, which only earlier ops wrote.
+            let ([bytes], [scale], _) = unsafe { tile.group(group) };
+            let mut sum = 0;
+            for byte in bytes {
+                sum += i32::from(*byte) * i32::from(*byte);
+            }
+            squares += scale * scale * sum as f32;
+        }
+        squares.sqrt()
     }
 
     /// f32 rows through a block of panels.
@@ -208,46 +234,30 @@ impl Task for LinearTask<'_> {
 
 /// A panel that is asked for while rows go through the one before it: the processor's own reading
 /// ahead keeps the pace of the first rows only, and memory would rest during those after them.
-struct Ahead {
-    panel: *const u8,
-    /// Bytes that are read for a group of one row.
-    group: usize,
-    rows: usize,
-    /// Rows that have gone through.
-    passed: usize,
+pub(super) struct Ahead<'a> {
+    panel: &'a [u8],
+    /// Bytes for each group of each row.
+    share: usize,
+    /// Bytes that it is time for.
+    due: usize,
+    /// Bytes that were asked for, a cache line at a time.
+    asked: usize,
 }
 
-impl Ahead {
-    fn new(panel: &[u8], groups: usize, rows: usize) -> Self {
-        Self { panel: panel.as_ptr(), group: panel.len() / groups, rows, passed: 0 }
+impl<'a> Ahead<'a> {
+    fn new(panel: &'a [u8], rows: usize, groups: usize) -> Self {
+        Self { panel, share: panel.len().div_ceil(rows * groups), due: 0, asked: 0 }
     }
 
-    /// What is asked for while the next `rows` rows go through: their part of each group.
+    /// `R` rows go through a group.
     #[inline(always)]
-    fn next(&mut self, rows: usize) -> Lines {
-        let line = |passed: usize| (self.group * passed / self.rows).div_ceil(LINE);
-        let first = line(self.passed);
-        self.passed += rows;
-        let from = self.panel.wrapping_add(first * LINE);
-        Lines { from, lines: line(self.passed) - first, group: self.group }
-    }
-}
-
-/// The same cache lines of each group of a panel.
-pub(super) struct Lines {
-    from: *const u8,
-    lines: usize,
-    group: usize,
-}
-
-impl Lines {
-    /// Asks for those of the next group.
-    #[inline(always)]
-    pub(super) fn ask<S: Isa>(&mut self, s: S) {
-        for line in 0..self.lines {
-            s.prefetch(self.from.wrapping_add(line * LINE));
+    pub(super) fn ask<S: Isa, const R: usize>(&mut self, s: S) {
+        self.due += R * self.share;
+        while self.asked < self.due {
+            let Some(line) = self.panel.get(self.asked) else { return };
+            s.prefetch(line);
+            self.asked += 64;
         }
-        self.from = self.from.wrapping_add(self.group);
     }
 }
 
@@ -300,13 +310,13 @@ fn product_q4<S: Isa, const R: usize>(
     s: S,
     panel: &[u8],
     rows: &QuantTile<R>,
-    mut ahead: Lines,
+    ahead: &mut Ahead<'_>,
 ) -> [S::F; R] {
     let panel = panel.as_chunks::<Q4_GROUP_BYTES>().0;
     assert_eq!(panel.len(), rows.groups());
     let mut acc = [s.splat(0.0); R];
     for (g, weights) in panel.iter().enumerate() {
-        ahead.ask(s);
+        ahead.ask::<S, R>(s);
         let (header, values) = weights.split_at(64);
         let values = values.try_into().expect("256 bytes");
         // SAFETY: there are as many groups as in the rows, which only earlier ops wrote; a
@@ -331,12 +341,12 @@ fn product_bytes<S: Isa, const R: usize, const LOW: bool>(
     s: S,
     panel: &[u8],
     rows: &QuantTile<R>,
-    mut ahead: Lines,
+    ahead: &mut Ahead<'_>,
 ) -> [S::F; R] {
     let mut acc = [s.splat(0.0); R];
     // Group by group: two at once would need more registers than there are.
     for g in 0..rows.groups() {
-        ahead.ask(s);
+        ahead.ask::<S, R>(s);
         let (scale, values) = q8_places(g);
         let (scale, values) = (&panel[scale..scale + 32], &panel[values..values + 512]);
         let values = values.try_into().expect("512 bytes");

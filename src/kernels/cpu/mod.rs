@@ -14,6 +14,7 @@ pub mod isa;
 mod large;
 mod linear;
 pub(super) mod math;
+mod rescore;
 mod rope;
 mod rows;
 mod scalar;

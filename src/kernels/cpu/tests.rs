@@ -7,6 +7,7 @@ mod halves;
 mod linear;
 mod maths;
 mod programs;
+mod rescore;
 mod rows;
 
 use super::executor::{ExecuteError, Executor};
@@ -103,6 +104,7 @@ impl Case {
             output: None,
             hidden: None,
             kv: None,
+            coarse: None,
         };
         let workspace = Region::new(layout.bytes).unwrap();
         Self { program, batch, map: KvMap::default(), kv: Region::new(0).unwrap(), workspace }
