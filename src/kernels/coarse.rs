@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use half::f16;
 
+use crate::device::arena::Region;
+
 use super::ops::{Linear, Op, Program, Vector};
 use super::packed::{Encoding, GROUP, PANEL, PackError, Packed, PackedFormat};
 
@@ -18,8 +20,10 @@ pub struct Coarse {
     pub linear: Linear,
     /// The last op.
     pub exact: Linear,
-    /// For each panel of 16 outputs by how much a copied weight is off: the root of the mean
-    /// square over a group of 32, the largest of all groups.
+    /// For each group of 32 inputs by how much a copied weight is off: the root of the mean square
+    /// over all outputs.
+    pub spread: Vector,
+    /// For each panel of 16 outputs how many times as far its worst one is off.
     pub errors: Vector,
 }
 
@@ -37,9 +41,10 @@ impl Coarse {
         if !known || !exact.weight.n.is_multiple_of(PANEL) {
             return Ok(None);
         }
-        let (weight, errors) = copy(&exact.weight)?;
+        let (weight, squares) = copy(&exact.weight)?;
         let linear = Linear { weight: Arc::new(weight), ..exact.clone() };
-        Ok(Some(Self { linear, exact: exact.clone(), errors }))
+        let (spread, errors) = summed_up(&squares, exact.weight.k / GROUP);
+        Ok(Some(Self { linear, exact: exact.clone(), spread, errors }))
     }
 
     /// Bytes of memory that it takes besides the program's own.
@@ -48,52 +53,73 @@ impl Coarse {
     }
 }
 
-/// A 4-bit copy, and how far each panel of it is off.
-fn copy(exact: &Packed) -> Result<(Packed, Vector), PackError> {
+/// A 4-bit copy, and for each group of each row the mean square of what it is wrong by.
+fn copy(exact: &Packed) -> Result<(Packed, Vec<f32>), PackError> {
     let (n, k) = (exact.n, exact.k);
-    let row_bytes = Encoding::Q4One.row_bytes(k);
-    let (mut bytes, mut errors) = (vec![0; n * row_bytes], vec![0.0; n / PANEL]);
+    let (row_bytes, groups) = (Encoding::Q4One.row_bytes(k), k / GROUP);
+    // Mapped, so that the system has it back afterwards.
+    let (mut bytes, mut squares) = (Region::new(n * row_bytes)?, vec![0.0; n * groups]);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let panels = errors.len().div_ceil(threads).max(1);
+    let rows = n.div_ceil(threads).max(1);
     std::thread::scope(|scope| {
-        let parts = bytes.chunks_mut(panels * PANEL * row_bytes).zip(errors.chunks_mut(panels));
-        for (part, (bytes, errors)) in parts.enumerate() {
+        let bytes = bytes.as_bytes_mut().chunks_mut(rows * row_bytes);
+        let parts = bytes.zip(squares.chunks_mut(rows * groups));
+        for (part, (bytes, squares)) in parts.enumerate() {
             scope.spawn(move || {
                 let mut row = vec![0.0; k];
-                for (r, to) in bytes.chunks_exact_mut(row_bytes).enumerate() {
-                    exact.read_row(part * panels * PANEL + r, &mut row);
-                    let error = halve(&row, to);
-                    errors[r / PANEL] = error.max(errors[r / PANEL]);
+                let places =
+                    bytes.chunks_exact_mut(row_bytes).zip(squares.chunks_exact_mut(groups));
+                for (r, (bytes, squares)) in places.enumerate() {
+                    exact.read_row(part * rows + r, &mut row);
+                    let blocks = row.as_chunks().0.iter().zip(bytes.as_chunks_mut().0);
+                    for ((group, block), square) in blocks.zip(squares) {
+                        *square = halve(group, block);
+                    }
                 }
             });
         }
     });
-    Ok((Packed::from_bytes(n, k, Encoding::Q4One, &bytes)?, errors.into()))
+    Ok((Packed::from_bytes(n, k, Encoding::Q4One, bytes.as_bytes())?, squares))
 }
 
-/// Writes a row as [`Encoding::Q4One`] blocks; the largest root mean square error of a group.
-fn halve(row: &[f32], to: &mut [u8]) -> f32 {
-    let mut worst = 0.0_f32;
-    for (group, block) in row.as_chunks::<GROUP>().0.iter().zip(to.as_chunks_mut::<20>().0) {
-        let least = group.iter().copied().fold(f32::INFINITY, f32::min);
-        let most = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let (scale, minimum) = (f16::from_f32((most - least) / 15.0), f16::from_f32(least));
-        block[..2].copy_from_slice(&scale.to_le_bytes());
-        block[2..4].copy_from_slice(&minimum.to_le_bytes());
-        let (scale, minimum) = (scale.to_f32(), minimum.to_f32());
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        let mut squares = 0.0;
-        for (i, value) in group.iter().enumerate() {
-            // Saturates; NaN becomes 0.
-            let q = ((value - minimum) * inverse).round().min(15.0) as u8;
-            block[4 + i % 16] |= q << (i / 16 * 4);
-            let error = value - f32::from(q).mul_add(scale, minimum);
-            squares += error * error;
-        }
-        // Of numbers that are none nothing is known.
-        let error =
-            if squares.is_finite() { (squares / GROUP as f32).sqrt() } else { f32::INFINITY };
-        worst = worst.max(error);
+/// Writes a group as an [`Encoding::Q4One`] block; the mean square error.
+fn halve(group: &[f32; GROUP], block: &mut [u8; 20]) -> f32 {
+    let least = group.iter().copied().fold(f32::INFINITY, f32::min);
+    let most = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (scale, minimum) = (f16::from_f32((most - least) / 15.0), f16::from_f32(least));
+    block[..2].copy_from_slice(&scale.to_le_bytes());
+    block[2..4].copy_from_slice(&minimum.to_le_bytes());
+    let (scale, minimum) = (scale.to_f32(), minimum.to_f32());
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    let mut squares = 0.0;
+    for (i, value) in group.iter().enumerate() {
+        // Saturates; NaN becomes 0.
+        let q = ((value - minimum) * inverse).round().min(15.0) as u8;
+        block[4 + i % 16] |= q << (i / 16 * 4);
+        let error = value - f32::from(q).mul_add(scale, minimum);
+        squares += error * error;
     }
-    worst
+    squares / GROUP as f32
+}
+
+/// [`Coarse::spread`] and [`Coarse::errors`].
+fn summed_up(squares: &[f32], groups: usize) -> (Vector, Vector) {
+    let rows = || squares.chunks_exact(groups);
+    let mut spread = vec![0.0_f64; groups];
+    // Of rows with values that are no numbers nothing is known.
+    let known = |row: &&[f32]| row.iter().all(|square| square.is_finite());
+    for row in rows().filter(known) {
+        spread.iter_mut().zip(row).for_each(|(sum, square)| *sum += f64::from(*square));
+    }
+    let count = rows().filter(known).count().max(1) as f64;
+    spread.iter_mut().for_each(|sum| *sum /= count);
+    let all = spread.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+    let error = |row: &[f32]| match known(&row) {
+        true => (row.iter().copied().map(f64::from).sum::<f64>() / all).sqrt() as f32,
+        false => f32::INFINITY,
+    };
+    let errors: Vec<f32> = rows().map(error).collect();
+    let worst = |panel: &[f32]| panel.iter().copied().fold(0.0, f32::max);
+    let spread = spread.iter().map(|square| square.sqrt() as f32);
+    (spread.collect(), errors.chunks(PANEL).map(worst).collect())
 }

@@ -83,7 +83,7 @@ impl Sampler {
         self.set.run(&weigh, 0..1);
         let (_, peak) = weigh.result.into_inner().unwrap_or_else(PoisonError::into_inner);
         if greedy || peak.is_infinite() {
-            return logits.iter().position(|logit| *logit == peak).unwrap_or(0) as TokenId;
+            return first(logits, peak).unwrap_or(0) as TokenId;
         }
         let floor = self.floor(sampling);
         let product = u128::from(draw(sampling, position)) * u128::from(self.mass(floor));
@@ -264,6 +264,14 @@ impl Task for Weigh<'_> {
         let fixed = fixed(s, s.div(s.sub(s.load(&last), top), temperature));
         out_rest.copy_from_slice(&fixed[..out_rest.len()]);
     }
+}
+
+/// Where `peak` is first.
+fn first(logits: &[f32], peak: f32) -> Option<usize> {
+    // Without a way out in the middle, a chunk is compared as one vector.
+    let holds = |chunk: &[f32]| chunk.iter().fold(false, |found, logit| found | (*logit == peak));
+    let chunk = logits.chunks(LANES).position(holds)? * LANES;
+    logits[chunk..].iter().position(|logit| *logit == peak).map(|at| chunk + at)
 }
 
 /// Counts the weights from `least` on.

@@ -8,44 +8,78 @@ use std::ops::Range;
 use super::executor::Surroundings;
 use super::isa::{Isa, Task};
 use super::linear::LinearTask;
+use super::views::Row;
 use crate::kernels::coarse::Coarse;
 use crate::kernels::packed::PANEL;
 
-/// How many standard deviations an output of the coarse matrix is trusted to be within. Errors of
-/// weights are as good as independent of the row, and [`Coarse::errors`] are those of the worst
-/// group, so that less would do: of a billion outputs two are further off than six even if all
-/// groups were as bad.
+/// How many standard deviations an output of the coarse matrix is trusted to be within: of a
+/// billion two are further off. Errors of weights are as good as independent of the row.
 const DEVIATIONS: f32 = 6.0;
+
+/// Panels that are looked at together first: most have nothing to offer.
+const BLOCK: usize = 16;
 
 /// [`Coarse`], when its first op is done; a unit is a row.
 pub(super) struct RescoreTask<'a> {
     exact: LinearTask<'a>,
-    errors: &'a [f32],
+    coarse: &'a Coarse,
+    /// The largest of its errors.
+    worst: f32,
 }
 
 impl<'a> RescoreTask<'a> {
     pub(super) fn new(coarse: &'a Coarse, around: &Surroundings<'a>) -> Self {
         assert_eq!(coarse.errors.len() * PANEL, coarse.exact.output.width, "whole panels");
-        Self { exact: LinearTask::new(&coarse.exact, around), errors: &coarse.errors }
+        let worst = coarse.errors.iter().copied().fold(0.0, f32::max);
+        Self { exact: LinearTask::new(&coarse.exact, around), coarse, worst }
     }
 
     #[inline(always)]
     fn row<S: Isa>(&self, s: S, row: usize) {
-        let (outputs, doubt) = (self.exact.output.row(row), DEVIATIONS * self.exact.norm(row));
-        // What the largest output is at least.
-        let mut least = f32::NEG_INFINITY;
-        for (panel, error) in self.errors.iter().enumerate() {
-            least = least.max(s.peak(outputs.load(s, panel * PANEL)) - doubt * error);
+        let Coarse { errors, spread, .. } = self.coarse;
+        let outputs = self.exact.output.row(row);
+        let blocks = || (0..errors.len()).step_by(BLOCK);
+        let of_block = |first: usize| first..errors.len().min(first + BLOCK);
+        let (mut first, mut most) = (0, f32::NEG_INFINITY);
+        for block in blocks() {
+            let peak = peak(s, outputs, of_block(block));
+            if peak > most {
+                (first, most) = (block, peak);
+            }
         }
-        for (panel, error) in self.errors.iter().enumerate() {
-            let most = s.peak(outputs.load(s, panel * PANEL)) + doubt * error;
+        while first + 1 < errors.len() && peak(s, outputs, first..first + 1) < most {
+            first += 1;
+        }
+        self.exact.single(s, first, row);
+        let mut least = peak(s, outputs, first..first + 1);
+        let doubt = DEVIATIONS * self.exact.norm(row, spread);
+        for block in blocks() {
             // What is no number is not below.
-            if most < least {
+            if peak(s, outputs, of_block(block)) + doubt * self.worst < least {
                 continue;
             }
-            self.exact.single(s, panel, row);
+            for panel in of_block(block) {
+                let lanes = panel..panel + 1;
+                if panel == first || peak(s, outputs, lanes.clone()) + doubt * errors[panel] < least
+                {
+                    continue;
+                }
+                self.exact.single(s, panel, row);
+                least = least.max(peak(s, outputs, lanes));
+            }
         }
     }
+}
+
+/// The largest output of these panels.
+#[inline(always)]
+fn peak<S: Isa>(s: S, outputs: Row, panels: Range<usize>) -> f32 {
+    let mut peak = s.splat(f32::NEG_INFINITY);
+    for panel in panels {
+        // The second operand wins over NaN.
+        peak = s.max(outputs.load(s, panel * PANEL), peak);
+    }
+    s.peak(peak)
 }
 
 impl Task for RescoreTask<'_> {
