@@ -347,7 +347,8 @@ impl Startup {
         let on_gpu = gpu.is_some();
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
         let coarse = programs.clone().flat_map(|program| &program.coarse);
-        let weights = weights + coarse.map(|coarse| coarse.bytes() as u64).sum::<u64>();
+        let weights =
+            weights + coarse.map(|coarse| coarse.linear.weight.bytes() as u64).sum::<u64>();
         let (device, workspace) = match gpu {
             // Each lane has its own.
             Some(gpu) => {

@@ -1,6 +1,7 @@
 //! A coarse copy of the matrix that a generator ends with. Where only the largest logit of a row is
 //! wanted, all are computed from the copy, which is half as long, and those that could be the
-//! largest once more from the matrix itself. Knows no instruction set.
+//! largest once more from the matrix itself: with few rows a head is as fast as it can be read, and
+//! it is the largest matrix of a small model. Knows no instruction set.
 
 use std::sync::Arc;
 
@@ -11,9 +12,9 @@ use crate::device::arena::Region;
 use super::ops::{Linear, Op, Program, Vector};
 use super::packed::{Encoding, GROUP, PANEL, PackError, Packed, PackedFormat};
 
-/// What takes the place of a program's last op if of each row only the largest output is wanted:
-/// the outputs that it leaves have the same largest, with the same bits, and are no larger
-/// elsewhere.
+/// What takes the place of a program's last op if of each row only the largest output is wanted.
+/// The outputs that it leaves have the same largest one, with the same bits: not by proof, but with
+/// odds of less than one in a hundred million (see `cpu/rescore.rs`).
 #[derive(Debug, Clone)]
 pub struct Coarse {
     /// Comes first: the last op with 4-bit weights.
@@ -34,11 +35,7 @@ impl Coarse {
     /// No memory.
     pub fn of(program: &Program) -> Result<Option<Self>, PackError> {
         let Some(Op::Linear(exact)) = program.ops.last() else { return Ok(None) };
-        let known = matches!(
-            exact.weight.format,
-            PackedFormat::Q8 | PackedFormat::Q8Minimum | PackedFormat::K8 | PackedFormat::K8Halves
-        );
-        if !known || !exact.weight.n.is_multiple_of(PANEL) {
+        if Self::bytes(exact.weight.format, exact.weight.n, exact.weight.k) == 0 {
             return Ok(None);
         }
         let (weight, squares) = copy(&exact.weight)?;
@@ -47,9 +44,13 @@ impl Coarse {
         Ok(Some(Self { linear, exact: exact.clone(), spread, errors }))
     }
 
-    /// Bytes of memory that it takes besides the program's own.
-    pub fn bytes(&self) -> usize {
-        self.linear.weight.bytes()
+    /// Bytes of the copy of an `n × k` matrix; 0 where there is none.
+    pub fn bytes(format: PackedFormat, n: usize, k: usize) -> usize {
+        let large = matches!(
+            format,
+            PackedFormat::Q8 | PackedFormat::Q8Minimum | PackedFormat::K8 | PackedFormat::K8Halves
+        );
+        if large && n.is_multiple_of(PANEL) { PackedFormat::Q4.bytes(n, k) } else { 0 }
     }
 }
 
@@ -73,7 +74,7 @@ fn copy(exact: &Packed) -> Result<(Packed, Vec<f32>), PackError> {
                     exact.read_row(part * rows + r, &mut row);
                     let blocks = row.as_chunks().0.iter().zip(bytes.as_chunks_mut().0);
                     for ((group, block), square) in blocks.zip(squares) {
-                        *square = halve(group, block);
+                        *square = coarsened(group, block);
                     }
                 }
             });
@@ -83,7 +84,7 @@ fn copy(exact: &Packed) -> Result<(Packed, Vec<f32>), PackError> {
 }
 
 /// Writes a group as an [`Encoding::Q4One`] block; the mean square error.
-fn halve(group: &[f32; GROUP], block: &mut [u8; 20]) -> f32 {
+fn coarsened(group: &[f32; GROUP], block: &mut [u8; 20]) -> f32 {
     let least = group.iter().copied().fold(f32::INFINITY, f32::min);
     let most = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let (scale, minimum) = (f16::from_f32((most - least) / 15.0), f16::from_f32(least));

@@ -15,6 +15,7 @@ use crate::config::manifest::{Manifest, ManifestFile, text as manifest_text};
 use crate::config::values::nearest;
 use crate::engine::budget::{self, Wish};
 use crate::kernels::builder::Capacity;
+use crate::kernels::coarse::Coarse;
 use crate::kernels::packed::PackedFormat;
 use crate::store::fetch::present;
 use crate::store::gguf::{self, GgmlType, Header};
@@ -156,6 +157,7 @@ impl WeightBytes {
             } else if tensor.is_head() || (tied && tensor.is_embedding()) {
                 this.head_params += params;
                 this.head += tensor.bytes;
+                this.cpu += coarse_bytes(tensor.kind, tensor.rows, tensor.columns);
             }
             let name = format_name(tensor.kind);
             match formats.iter_mut().find(|(known, _)| *known == name) {
@@ -173,6 +175,7 @@ impl WeightBytes {
         let bytes = |params: u64| params.div_ceil(elements) * block_bytes;
         let parameters = shape.parameters();
         let params = parameters.total(shape.tied);
+        let coarse = if shape.decoder { coarse_bytes(kind, shape.vocab, shape.hidden) } else { 0 };
         // Sixteen outputs of 256 inputs: a whole number of panels and blocks in every form.
         let sample = packed_format(kind).bytes(16, 256) as f64 / 4096.0;
         Self {
@@ -183,11 +186,16 @@ impl WeightBytes {
             layers: bytes(parameters.layers),
             head: bytes(parameters.head),
             largest: bytes((shape.vocab * shape.hidden).max(shape.ff * shape.hidden)),
-            cpu: (params as f64 * sample) as u64,
+            cpu: (params as f64 * sample) as u64 + coarse,
             formats: vec![format_name(kind)],
             quantised: is_quantised(kind),
         }
     }
+}
+
+/// What a CPU keeps of a generator's head besides.
+fn coarse_bytes(kind: GgmlType, rows: u64, columns: u64) -> u64 {
+    Coarse::bytes(packed_format(kind), rows as usize, columns as usize) as u64
 }
 
 impl Model {

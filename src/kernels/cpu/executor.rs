@@ -256,12 +256,10 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Links are cut where members must wait for each other. What is too little to share is done
-    /// by the member that comes to a barrier last, while the others wait there anyway.
     fn run(&self, program: &Program) -> Result<(), Aborted> {
-        let Some(coarse) = program.coarse.as_ref().filter(|_| self.around.batch.greedy) else {
-            return self.ops(&program.ops);
-        };
+        let Batch { greedy, gather, .. } = self.around.batch;
+        let coarse = program.coarse.as_ref().filter(|_| *greedy && !gather.is_empty());
+        let Some(coarse) = coarse else { return self.ops(&program.ops) };
         self.ops(&program.ops[..program.ops.len() - 1])?;
         self.member.barrier()?;
         self.task(&LinearTask::new(&coarse.linear, &self.around), false);
@@ -270,6 +268,8 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Links are cut where members must wait for each other. What is too little to share is done
+    /// by the member that comes to a barrier last, while the others wait there anyway.
     fn ops(&self, ops: &[Op]) -> Result<(), Aborted> {
         let mut rest = ops;
         while !rest.is_empty() {

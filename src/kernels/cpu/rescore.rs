@@ -13,7 +13,9 @@ use crate::kernels::coarse::Coarse;
 use crate::kernels::packed::PANEL;
 
 /// How many standard deviations an output of the coarse matrix is trusted to be within: of a
-/// billion two are further off. Errors of weights are as good as independent of the row.
+/// billion two are further off. Errors of weights are as good as independent of the row, and
+/// every output of a panel is taken for its worst. SmolLM2 leaves 10 of its 3,072 panels in doubt,
+/// for one token in four more than 36, at most 301 (366 tokens, 2026-11).
 const DEVIATIONS: f32 = 6.0;
 
 /// Panels that are looked at together first: most have nothing to offer.
