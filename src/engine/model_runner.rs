@@ -214,7 +214,7 @@ fn pack(batch: &mut Batch, step: &Step, seats: &[TokenId]) {
     batch.tokens.extend_from_slice(&step.tokens);
     batch.blocks.extend(step.blocks.iter().map(BlockId::place));
     batch.copies.extend(step.copies.iter().map(BlockCopy::places));
-    batch.greedy = step.details.is_empty();
+    batch.greedy = step.is_greedy();
     for (index, span) in step.spans.iter().enumerate() {
         let Span { rows, start, blocks, input, output, .. } = span;
         batch.spans.push(BatchSpan { rows: rows.clone(), start: *start, blocks: blocks.clone() });
@@ -229,8 +229,6 @@ fn pack(batch: &mut Batch, step: &Step, seats: &[TokenId]) {
         }
         if *output != Output::None {
             batch.gather.push(rows.end - 1);
-            batch.greedy &=
-                matches!(output, Output::Sample { sampling, .. } if sampling.is_greedy());
         }
     }
 }

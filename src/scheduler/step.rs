@@ -221,6 +221,16 @@ impl Step {
         self.tokens.len()
     }
 
+    /// Whether of every row that yields something only the most likely token is wanted.
+    pub fn is_greedy(&self) -> bool {
+        let greedy = |span: &Span| match span.output {
+            Output::None => true,
+            Output::Sample { sampling, .. } => sampling.is_greedy(),
+            Output::Answer | Output::Hidden => false,
+        };
+        self.details.is_empty() && self.spans.iter().all(greedy)
+    }
+
     /// The block table of `span`.
     pub fn table(&self, span: &Span) -> &[BlockId] {
         &self.blocks[span.blocks.start as usize..span.blocks.end as usize]
@@ -246,5 +256,40 @@ impl Span {
     /// A span has at least one row.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_greedy_if_all_that_it_yields_is() {
+        let sample = |temperature| Output::Sample {
+            seat: TRIAL_SEAT,
+            sampling: Sampling { temperature, ..Sampling::default() },
+            position: 1,
+        };
+        let span = |output| Span {
+            request: RequestId(1),
+            tenant: TenantId(0),
+            part: 0,
+            rows: 0..1,
+            start: 0,
+            blocks: 0..1,
+            input: Input::Known,
+            output,
+        };
+        let step = |outputs: &[Output]| Step {
+            spans: outputs.iter().copied().map(span).collect(),
+            ..Step::default()
+        };
+        assert!(step(&[Output::None, sample(0.0), sample(0.0)]).is_greedy());
+        assert!(!step(&[sample(0.0), sample(0.1)]).is_greedy(), "one is drawn");
+        assert!(!step(&[sample(0.0), Output::Answer]).is_greedy());
+        let mut detailed = step(&[sample(0.0)]);
+        let (prompt, detail) = ([1].into(), Detail::default());
+        detailed.details.push(SpanDetail { span: 0, detail, prompt, generated: 0..0 });
+        assert!(!detailed.is_greedy(), "log-probabilities are of all tokens");
     }
 }
