@@ -89,7 +89,8 @@ impl Bounds<'_> {
         let lanes = &snapshot.load.lanes;
         // The engine has not seen what is in the inbox, but it is just as much before us.
         let inbox = |lane: usize| snapshot.inbox_work.get(lane).copied().unwrap_or_default();
-        let own = |lane: usize| lanes[lane].work_to_start.plus(inbox(lane));
+        let delay = |lane: usize| snapshot.inbox_delay.get(lane).copied().unwrap_or_default();
+        let own = |lane: usize| lanes[lane].start_delay.plus(delay(lane));
         let other = |lane: usize| lanes[lane].waiting_work.plus(inbox(lane));
         if lane >= lanes.len() {
             return Duration::ZERO;
@@ -147,7 +148,7 @@ mod tests {
             waiting,
             waiting_tokens: tokens,
             waiting_work: Micros(seconds * 1_000_000),
-            work_to_start: Micros(seconds * 1_000_000),
+            start_delay: Micros(seconds * 1_000_000),
             ..LaneLoad::default()
         }
     }
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(wait(&heavy, both(), 0), 8.0);
         assert_eq!(wait(&heavy, both(), 1), 96.0);
         // Answers for which there are seats keep nobody of their lane waiting.
-        let seated = || LaneLoad { work_to_start: Micros(1_000_000), ..lane(1, 1, 50) };
+        let seated = || LaneLoad { start_delay: Micros(1_000_000), ..lane(1, 1, 50) };
         assert_eq!(wait(&equal, vec![seated(), lane(0, 0, 0)], 0), 1.0);
         assert_eq!(wait(&equal, vec![lane(1, 1, 40), seated()], 0), 80.0);
         // A lane that only runs takes its share too.
@@ -189,7 +190,9 @@ mod tests {
         let manifests = [manifest(1.0), manifest(1.0)];
         let bounds = Bounds { limits: &Limits::default(), manifests: &manifests };
         let seconds = |inbox_work: Vec<Micros>, lane| {
-            let snapshot = Snapshot { inbox_work, ..snapshot(vec![self::lane(1, 1, 4), idle()]) };
+            let inbox_delay = inbox_work.clone();
+            let lanes = vec![self::lane(1, 1, 4), idle()];
+            let snapshot = Snapshot { inbox_work, inbox_delay, ..snapshot(lanes) };
             bounds.predicted_wait(&snapshot, LaneId(lane)).as_secs_f64()
         };
         assert_eq!(seconds(vec![], 0), 4.0);

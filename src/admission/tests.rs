@@ -170,7 +170,7 @@ async fn a_drain_finishes_only_what_was_submitted() {
 #[tokio::test]
 async fn refuses_a_long_predicted_wait() {
     let (front, _inbox) = front(Config::default());
-    let busy = LaneLoad { waiting: 1, work_to_start: Micros(31_000_000), ..LaneLoad::default() };
+    let busy = LaneLoad { waiting: 1, start_delay: Micros(31_000_000), ..LaneLoad::default() };
     front.telemetry.publish(&Load { lanes: vec![busy], ..Load::default() });
     let mut ticket = ticket(&front);
     let model = front.enter(&mut ticket, "tiny", ModelTask::Generate).unwrap().model;

@@ -128,15 +128,16 @@ impl Shape {
         facts.refuse_unknown()?;
         let (hidden, heads) = (facts.hidden()?, facts.heads()?);
         let head_dim = facts.head_dim(hidden, heads)?;
+        let rope = facts.rope()?;
         let shape = Self {
             hidden,
             heads,
             ff: facts.ff()?,
             vocab: facts.vocab()?,
             eps: facts.eps()?,
-            context: facts.context()?,
+            context: rope.context(facts.context()?),
             kv: KvShape { layers: facts.layers()?, heads: facts.kv_heads(heads)?, head_dim },
-            rope: facts.rope()?,
+            rope,
             turned: Vec::new(),
             tied: facts.tied(),
             head_norms: false,

@@ -23,6 +23,10 @@ use crate::weights::{LoadError, Weights};
 /// Labels that a classifier may have.
 const LABELS_MAX: usize = 65_536;
 
+/// Tensors that a generator's head may be, the first that a file has.
+pub const HEADS: [&str; 4] =
+    ["output.weight", "lm_head.weight", "token_embd.weight", "model.embed_tokens.weight"];
+
 /// What a model's own description says, before a tensor is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outline {

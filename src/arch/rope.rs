@@ -32,6 +32,25 @@ pub(super) enum Scaling {
     Llama3 { factor: f64, low: f64, high: f64, original: f64 },
     /// Each pair turns slower by a factor of its own.
     Factors(Vec<f32>),
+    /// As Llama 3.1's, between other bounds, and queries and keys grow.
+    Yarn(Yarn),
+}
+
+/// YaRN (arXiv 2309.00071), as Transformers and llama.cpp have it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Yarn {
+    /// By how much slow pairs turn slower.
+    factor: f64,
+    /// Positions of the first training.
+    original: f64,
+    /// Pairs that turn as often in these are fast.
+    fast: f64,
+    /// Pairs that turn no oftener are slow.
+    slow: f64,
+    /// The bounds between them are whole pairs.
+    whole: bool,
+    /// What queries and keys are multiplied by.
+    magnitude: f64,
 }
 
 const BASE_DEFAULT: f64 = 10_000.0;
@@ -52,7 +71,22 @@ impl Rope {
         // As llama.cpp has it: a factor alone is a linear one, also by its first name.
         let kind = if header.has(&kind) { header.str(&kind).map_err(shape)? } else { "linear" };
         let factor = number("scaling.factor")?.or(number("scale_linear")?);
+        let yarn = || -> Result<Yarn, LoadError> {
+            let trained = || header.f32(&format!("{prefix}.context_length")).map_err(shape);
+            let original = match number("scaling.original_context_length")? {
+                Some(original) => original,
+                None => f64::from(trained()?),
+            };
+            let yarn = Yarn::new(factor.unwrap_or(1.0), original);
+            Ok(Yarn {
+                fast: number("scaling.yarn_beta_fast")?.unwrap_or(yarn.fast),
+                slow: number("scaling.yarn_beta_slow")?.unwrap_or(yarn.slow),
+                magnitude: yarn.magnitude * number("scaling.attn_factor")?.unwrap_or(1.0),
+                ..yarn
+            })
+        };
         let scaling = match (kind, factor.unwrap_or(0.0)) {
+            ("yarn", _) => Scaling::Yarn(yarn()?),
             ("none", _) | ("linear", 0.0 | 1.0) => Scaling::None,
             ("linear", factor) => Scaling::Linear(factor),
             (other, _) => return Err(unknown(other)),
@@ -73,6 +107,7 @@ impl Rope {
                 LoadError::Shape(format!("config.json: '{key}' of the rotary scaling is missing"))
             })
         };
+        let maybe = |key: &str| get(key).and_then(Json::as_f64);
         let kind = get("rope_type").or_else(|| get("type")).and_then(Json::as_str);
         let scaling = match kind.unwrap_or("default") {
             // Dynamic scaling begins beyond the model's own context, which is never exceeded here.
@@ -84,6 +119,26 @@ impl Rope {
                 high: number("high_freq_factor")?,
                 original: number("original_max_position_embeddings")?,
             },
+            "yarn" => {
+                let trained = config.get("max_position_embeddings").and_then(Json::as_f64);
+                let original = maybe("original_max_position_embeddings").or(trained);
+                let yarn = Yarn::new(number("factor")?, original.unwrap_or(0.0));
+                let magnitude = match (maybe("mscale"), maybe("mscale_all_dim")) {
+                    (Some(one), Some(all)) if one != 0.0 && all != 0.0 => {
+                        growth(yarn.factor, one) / growth(yarn.factor, all)
+                    }
+                    _ => yarn.magnitude,
+                };
+                let magnitude = maybe("attention_factor").unwrap_or(magnitude);
+                Scaling::Yarn(Yarn {
+                    fast: maybe("beta_fast").unwrap_or(yarn.fast),
+                    slow: maybe("beta_slow").unwrap_or(yarn.slow),
+                    whole: get("truncate").and_then(Json::as_bool).unwrap_or(true),
+                    // DeepSeek's and vLLM's name for one more factor.
+                    magnitude: magnitude * maybe("attn_factor").unwrap_or(1.0),
+                    ..yarn
+                })
+            }
             other => return Err(unknown(other)),
         };
         let partial = get("partial_rotary_factor").or_else(|| config.get("partial_rotary_factor"));
@@ -103,6 +158,11 @@ impl Rope {
                 [*factor, *low, *original].into_iter().all(positive) && high > low
             }
             Scaling::Factors(factors) => factors.iter().all(|factor| positive((*factor).into())),
+            Scaling::Yarn(yarn) => {
+                let Yarn { factor, original, fast, slow, magnitude, .. } = *yarn;
+                let all = [factor, original, fast, slow, magnitude].into_iter().all(positive);
+                all && fast > slow && self.base > 1.0
+            }
         };
         if sound && positive(self.base) {
             return Ok(self);
@@ -125,18 +185,31 @@ impl Rope {
         Self { scaling: Scaling::Factors(factors.to_vec()), ..self }.checked()
     }
 
+    /// Positions that the model can tell apart, by a description that says `context`: of a model
+    /// that was stretched it may mean the first training.
+    pub(super) fn context(&self, context: usize) -> usize {
+        match &self.scaling {
+            Scaling::Yarn(yarn) => context.max((yarn.original * yarn.factor) as usize),
+            _ => context,
+        }
+    }
+
     /// Cosines, then sines, of each position's rotation angles: `[context][head_dim]`, the first
-    /// half of a row cosines, the second half sines. Angles are taken in f64: at position 8,000 an
+    /// half of a row cosines, the second half sines, all times the scaling's magnitude. Angles are taken in f64: at position 8,000 an
     /// f32 product is already off by 5e-4.
     pub(super) fn table(&self, context: usize, head_dim: usize) -> Vector {
         let half = head_dim / 2;
         let turns: Vec<f64> = (0..half).map(|pair| self.turn(pair, half)).collect();
+        let magnitude = match &self.scaling {
+            Scaling::Yarn(yarn) => yarn.magnitude,
+            _ => 1.0,
+        };
         let mut table = vec![0f32; context * head_dim];
         for (position, row) in table.chunks_exact_mut(head_dim).enumerate() {
             for (i, turn) in turns.iter().enumerate() {
                 let angle = position as f64 * turn;
-                row[i] = angle.cos() as f32;
-                row[half + i] = angle.sin() as f32;
+                row[i] = (magnitude * angle.cos()) as f32;
+                row[half + i] = (magnitude * angle.sin()) as f32;
             }
         }
         table.into()
@@ -154,8 +227,40 @@ impl Rope {
                 let fast = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 turn * (fast + (1.0 - fast) / factor)
             }
+            Scaling::Yarn(yarn) => {
+                let slow = yarn.slow_part(pair, pairs, self.base);
+                turn * (1.0 - slow + slow / yarn.factor)
+            }
         }
     }
+}
+
+impl Yarn {
+    /// With the paper's bounds and growth.
+    fn new(factor: f64, original: f64) -> Self {
+        let magnitude = growth(factor, 1.0);
+        Self { factor, original, fast: 32.0, slow: 1.0, whole: true, magnitude }
+    }
+
+    /// How much of a slow pair is in pair `pair`.
+    fn slow_part(&self, pair: usize, pairs: usize, base: f64) -> f64 {
+        let dims = 2.0 * pairs as f64;
+        let turning = |turns: f64| dims * (self.original / (turns * TAU)).ln() / (2.0 * base.ln());
+        let (mut first, mut last) = (turning(self.fast), turning(self.slow));
+        if self.whole {
+            (first, last) = (first.floor(), last.ceil());
+        }
+        (first, last) = (first.max(0.0), last.min(dims - 1.0));
+        if first == last {
+            last += 0.001;
+        }
+        ((pair as f64 - first) / (last - first)).clamp(0.0, 1.0)
+    }
+}
+
+/// How much queries and keys grow as a text is stretched by `factor`.
+fn growth(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }
 
 /// The table of a layer whose heads are not turned at all.
@@ -167,7 +272,7 @@ pub(super) fn unturned(context: usize, head_dim: usize) -> Vector {
 
 fn unknown(kind: &str) -> LoadError {
     LoadError::Shape(format!(
-        "rotary scaling '{kind}' is not known; known are none, linear and llama3"
+        "rotary scaling '{kind}' is not known; known are none, linear, llama3 and yarn"
     ))
 }
 
@@ -211,13 +316,32 @@ mod tests {
         assert_eq!(read(&[("scale_linear", Value::Float(1.0))]).unwrap(), Scaling::None);
         let none = [("scaling.type", word("none")), ("scaling.factor", Value::Float(8.0))];
         assert_eq!(read(&none).unwrap(), Scaling::None);
-        assert!(read(&[("scaling.type", word("yarn"))]).is_err());
+        assert!(read(&[("scaling.type", word("longrope"))]).is_err());
+        let yarn = |keys: &[(&str, Value)]| {
+            let kind = ("scaling.type", word("yarn"));
+            let factor = ("scaling.factor", Value::Float(4.0));
+            match read(&[&[kind, factor], keys].concat()).unwrap() {
+                Scaling::Yarn(yarn) => yarn,
+                other => panic!("{other:?}"),
+            }
+        };
+        let original = ("scaling.original_context_length", Value::Uint(32_768));
+        assert_eq!(yarn(std::slice::from_ref(&original)), Yarn::new(4.0, 32_768.0));
+        let less = yarn(&[original, ("scaling.attn_factor", Value::Float(0.5))]);
+        assert_eq!(less.magnitude, 0.5 * growth(4.0, 1.0));
     }
 
     #[test]
     fn unknown_or_unsound_scaling_is_refused() {
         let scaled = |scaling: Json| read(json!({ "rope_scaling": scaling })).unwrap_err();
-        assert!(scaled(json!({ "rope_type": "yarn", "factor": 4.0 })).contains("'yarn'"));
+        assert!(scaled(json!({ "rope_type": "longrope" })).contains("'longrope'"));
+        assert!(scaled(json!({ "rope_type": "yarn" })).contains("'factor'"));
+        let yarn = |original: u64, fast: f64| {
+            json!({ "rope_type": "yarn", "factor": 4.0, "beta_fast": fast,
+                "original_max_position_embeddings": original })
+        };
+        assert!(scaled(yarn(0, 32.0)).contains("out of range"));
+        assert!(scaled(yarn(4096, 1.0)).contains("out of range"));
         assert!(scaled(json!({ "rope_type": "linear" })).contains("'factor'"));
         assert!(scaled(json!({ "rope_type": "linear", "factor": 0 })).contains("out of range"));
         assert!(read(json!({ "partial_rotary_factor": 0.5 })).unwrap_err().contains("partial"));
@@ -237,6 +361,80 @@ mod tests {
         assert!((ratio(63) - 8.0).abs() < 1e-9);
         let between: Vec<f64> = (0..64).map(ratio).filter(|r| *r > 1.0 && *r < 7.999).collect();
         assert!(!between.is_empty() && between.is_sorted());
+    }
+
+    /// Frequencies and factors of Transformers 5.24 for heads of 128 (`ROPE_INIT_FUNCTIONS`).
+    #[test]
+    fn yarn_turns_as_transformers_does() {
+        let qwen3 = json!({ "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+            "original_max_position_embeddings": 32768 });
+        let unlike = json!({ "rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0,
+            "original_max_position_embeddings": 8192, "beta_fast": 16, "beta_slow": 2,
+            "mscale": 1.0, "mscale_all_dim": 0.5 });
+        let mut broken = qwen3.clone();
+        broken["truncate"] = json!(false);
+        let pairs = [0, 16, 24, 30, 35, 40, 50, 63];
+        for (parameters, magnitude, turns) in [
+            (
+                &qwen3,
+                1.138_629_436,
+                [
+                    1.0,
+                    3.162_277_86e-2,
+                    5.375_321_49e-3,
+                    1.064_360_96e-3,
+                    2.462_583_94e-4,
+                    4.445_698_51e-5,
+                    5.133_812_46e-6,
+                    3.102_344_41e-7,
+                ],
+            ),
+            (
+                &unlike,
+                1.094_179_988,
+                [
+                    1.0,
+                    3.760_603_07e-2,
+                    5.552_370_57e-3,
+                    6.054_317_35e-4,
+                    9.556_212_17e-5,
+                    3.428_102_35e-5,
+                    4.411_534_52e-6,
+                    3.068_925_88e-7,
+                ],
+            ),
+            (
+                &broken,
+                1.138_629_436,
+                [
+                    1.0,
+                    3.162_277_86e-2,
+                    5.517_270_42e-3,
+                    1.079_237_67e-3,
+                    2.445_188_87e-4,
+                    4.445_698_51e-5,
+                    5.133_812_46e-6,
+                    3.102_344_41e-7,
+                ],
+            ),
+        ] {
+            let rope = read(json!({ "rope_parameters": parameters })).unwrap();
+            for (pair, expected) in pairs.into_iter().zip(turns) {
+                let turn = rope.turn(pair, 64);
+                assert!((turn / expected - 1.0).abs() < 2e-6, "pair {pair}: {turn}");
+            }
+            // Position 0 is not turned: its cosines are the magnitude.
+            let table = rope.table(1, 128);
+            assert!((f64::from(table[5]) - magnitude).abs() < 1e-6 && table[69] == 0.0);
+        }
+        let rope = read(json!({ "rope_parameters": qwen3 })).unwrap();
+        assert_eq!((rope.context(40_960), rope.context(200_000)), (131_072, 200_000));
+        let mut named = qwen3.clone();
+        named["attn_factor"] = json!(0.878_248_856_286_941_9);
+        let Scaling::Yarn(yarn) = read(json!({ "rope_scaling": named })).unwrap().scaling else {
+            panic!("yarn");
+        };
+        assert!((yarn.magnitude - 1.0).abs() < 1e-6);
     }
 
     #[test]

@@ -215,6 +215,7 @@ impl Engine {
             }
         }
         if trial {
+            self.publish();
             self.try_lane()?;
         }
         drop(held);

@@ -85,9 +85,18 @@ impl OpenedModel {
         self
     }
 
-    /// Bytes of memory that its tensors take.
+    /// Bytes of memory that its tensors take, and what is kept of them besides.
     pub fn weight_bytes(&self) -> u64 {
-        self.opened.weights.bytes()
+        self.opened.weights.bytes() + self.coarse_bytes()
+    }
+
+    /// Bytes of a coarse copy of a generator's head.
+    fn coarse_bytes(&self) -> u64 {
+        if self.on_gpu || self.outline.task != ModelTask::Generate {
+            return 0;
+        }
+        let head = arch::HEADS.iter().find_map(|name| self.opened.weights.packed(name));
+        head.map_or(0, |(format, n, k)| Coarse::bytes(format, n, k) as u64)
     }
 
     /// Its header, if it is a GGUF file.
@@ -102,9 +111,12 @@ impl OpenedModel {
     pub fn load(&self, capacity: Capacity) -> Result<LoadedModel, LoadError> {
         let weights = &self.opened.weights;
         let mut program = arch::build(&self.opened.description(), weights, capacity)?;
-        if self.outline.task == ModelTask::Generate && !self.on_gpu {
+        if self.coarse_bytes() > 0 {
             let coarse = Coarse::of(&program);
-            program.coarse = coarse.map_err(|error| LoadError::Shape(error.to_string()))?;
+            program.coarse = coarse.unwrap_or_else(|error| {
+                tracing::warn!(%error, "no copy of the head for greedy steps");
+                None
+            });
         }
         Ok(LoadedModel { program: Arc::new(program), outline: self.outline })
     }

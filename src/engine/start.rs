@@ -346,9 +346,6 @@ impl Startup {
         let programs = loaded.iter().flatten().map(|model| &*model.program);
         let on_gpu = gpu.is_some();
         let weights: u64 = lanes.iter().map(|lane| lane.wish.weight_bytes).sum();
-        let coarse = programs.clone().flat_map(|program| &program.coarse);
-        let weights =
-            weights + coarse.map(|coarse| coarse.linear.weight.bytes() as u64).sum::<u64>();
         let (device, workspace) = match gpu {
             // Each lane has its own.
             Some(gpu) => {

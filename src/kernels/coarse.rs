@@ -9,7 +9,7 @@ use half::f16;
 
 use crate::device::arena::Region;
 
-use super::ops::{Linear, Op, Program, Vector};
+use super::ops::{Epilogue, Linear, Op, Program, Vector};
 use super::packed::{Encoding, GROUP, PANEL, PackError, Packed, PackedFormat};
 
 /// What takes the place of a program's last op if of each row only the largest output is wanted.
@@ -21,12 +21,18 @@ pub struct Coarse {
     pub linear: Linear,
     /// The last op.
     pub exact: Linear,
-    /// For each group of 32 inputs by how much a copied weight is off: the root of the mean square
-    /// over all outputs.
-    pub spread: Vector,
-    /// For each panel of 16 outputs how many times as far its worst one is off.
+    /// For each panel of 16 outputs, and in it each group of 32 inputs, how far copied weights are
+    /// off: the mean square over the group, that of the worst output.
     pub errors: Vector,
+    /// The same for each [`BLOCK`] panels.
+    pub block_errors: Vector,
 }
+
+/// Panels that are looked at together first: most have nothing to offer.
+pub const BLOCK: usize = 16;
+
+/// Groups in a row at most.
+pub const GROUPS_MAX: usize = 512;
 
 impl Coarse {
     /// That of a program that ends with a matrix of more than 4 bits a weight; none for others.
@@ -35,13 +41,16 @@ impl Coarse {
     /// No memory.
     pub fn of(program: &Program) -> Result<Option<Self>, PackError> {
         let Some(Op::Linear(exact)) = program.ops.last() else { return Ok(None) };
-        if Self::bytes(exact.weight.format, exact.weight.n, exact.weight.k) == 0 {
+        let (format, n, k) = (exact.weight.format, exact.weight.n, exact.weight.k);
+        let stores = exact.epilogue == Epilogue::Store && program.output == Some(exact.output);
+        if !stores || Self::bytes(format, n, k) == 0 {
             return Ok(None);
         }
         let (weight, squares) = copy(&exact.weight)?;
         let linear = Linear { weight: Arc::new(weight), ..exact.clone() };
-        let (spread, errors) = summed_up(&squares, exact.weight.k / GROUP);
-        Ok(Some(Self { linear, exact: exact.clone(), spread, errors }))
+        let errors = worst(&squares, k / GROUP, PANEL);
+        let block_errors = worst(&errors, k / GROUP, BLOCK);
+        Ok(Some(Self { linear, exact: exact.clone(), errors, block_errors }))
     }
 
     /// Bytes of the copy of an `n × k` matrix; 0 where there is none.
@@ -50,7 +59,8 @@ impl Coarse {
             format,
             PackedFormat::Q8 | PackedFormat::Q8Minimum | PackedFormat::K8 | PackedFormat::K8Halves
         );
-        if large && n.is_multiple_of(PANEL) { PackedFormat::Q4.bytes(n, k) } else { 0 }
+        let fits = n.is_multiple_of(PANEL) && k <= GROUPS_MAX * GROUP;
+        if large && fits { PackedFormat::Q4.bytes(n, k) } else { 0 }
     }
 }
 
@@ -103,24 +113,17 @@ fn coarsened(group: &[f32; GROUP], block: &mut [u8; 20]) -> f32 {
     squares / GROUP as f32
 }
 
-/// [`Coarse::spread`] and [`Coarse::errors`].
-fn summed_up(squares: &[f32], groups: usize) -> (Vector, Vector) {
-    let rows = || squares.chunks_exact(groups);
-    let mut spread = vec![0.0_f64; groups];
-    // Of rows with values that are no numbers nothing is known.
-    let known = |row: &&[f32]| row.iter().all(|square| square.is_finite());
-    for row in rows().filter(known) {
-        spread.iter_mut().zip(row).for_each(|(sum, square)| *sum += f64::from(*square));
+/// The worst of each `count` rows, group by group. Of values that are no numbers nothing is known.
+fn worst(squares: &[f32], groups: usize, count: usize) -> Vector {
+    let mut worst = vec![0.0_f32; squares.len().div_ceil(groups * count) * groups];
+    let rows = squares.chunks(groups * count).zip(worst.chunks_exact_mut(groups));
+    for (rows, worst) in rows {
+        for row in rows.chunks_exact(groups) {
+            for (square, worst) in row.iter().zip(&mut *worst) {
+                let known = if square.is_finite() { *square } else { f32::INFINITY };
+                *worst = worst.max(known);
+            }
+        }
     }
-    let count = rows().filter(known).count().max(1) as f64;
-    spread.iter_mut().for_each(|sum| *sum /= count);
-    let all = spread.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-    let error = |row: &[f32]| match known(&row) {
-        true => (row.iter().copied().map(f64::from).sum::<f64>() / all).sqrt() as f32,
-        false => f32::INFINITY,
-    };
-    let errors: Vec<f32> = rows().map(error).collect();
-    let worst = |panel: &[f32]| panel.iter().copied().fold(0.0, f32::max);
-    let spread = spread.iter().map(|square| square.sqrt() as f32);
-    (spread.collect(), errors.chunks(PANEL).map(worst).collect())
+    worst.into()
 }

@@ -83,7 +83,7 @@ pub(super) struct Short {
 pub(super) fn weight_bytes(model: &Model, kind: Kind) -> u64 {
     match kind {
         Kind::Gpu => model.weights.total,
-        Kind::Cpu => model.weights.cpu,
+        Kind::Cpu => model.weights.cpu + model.weights.coarse,
     }
 }
 

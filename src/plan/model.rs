@@ -60,6 +60,8 @@ pub(super) struct WeightBytes {
     pub(super) largest: u64,
     /// As a CPU keeps them, packed for its kernels.
     pub(super) cpu: u64,
+    /// What a CPU keeps besides: a generator's head once more, for greedy steps.
+    pub(super) coarse: u64,
     /// Formats by name, the largest part first.
     pub(super) formats: Vec<&'static str>,
     /// Matrices are quantised: their inputs are too.
@@ -141,7 +143,7 @@ impl Tensor {
 }
 
 impl WeightBytes {
-    fn of_tensors(tensors: &[Tensor], tied: bool) -> Self {
+    fn of_tensors(tensors: &[Tensor], shape: &Shape) -> Self {
         let mut this = Self::default();
         let mut formats: Vec<(&'static str, u64)> = Vec::new();
         for tensor in tensors {
@@ -154,10 +156,12 @@ impl WeightBytes {
                 this.layer_params += params;
                 this.layers += tensor.bytes;
                 this.quantised |= tensor.rows > 1 && is_quantised(tensor.kind);
-            } else if tensor.is_head() || (tied && tensor.is_embedding()) {
+            } else if tensor.is_head() || (shape.tied && tensor.is_embedding()) {
                 this.head_params += params;
                 this.head += tensor.bytes;
-                this.cpu += coarse_bytes(tensor.kind, tensor.rows, tensor.columns);
+                if shape.decoder {
+                    this.coarse += coarse_bytes(tensor.kind, tensor.rows, tensor.columns);
+                }
             }
             let name = format_name(tensor.kind);
             match formats.iter_mut().find(|(known, _)| *known == name) {
@@ -186,14 +190,15 @@ impl WeightBytes {
             layers: bytes(parameters.layers),
             head: bytes(parameters.head),
             largest: bytes((shape.vocab * shape.hidden).max(shape.ff * shape.hidden)),
-            cpu: (params as f64 * sample) as u64 + coarse,
+            cpu: (params as f64 * sample) as u64,
+            coarse,
             formats: vec![format_name(kind)],
             quantised: is_quantised(kind),
         }
     }
 }
 
-/// What a CPU keeps of a generator's head besides.
+/// [`WeightBytes::coarse`] of a head.
 fn coarse_bytes(kind: GgmlType, rows: u64, columns: u64) -> u64 {
     Coarse::bytes(packed_format(kind), rows as usize, columns as usize) as u64
 }
@@ -341,7 +346,7 @@ impl Model {
         let shape = Shape::from_config(&config).map_err(&fail)?;
         let description = Description::Json { config: &config, pooling: None, modules: None };
         let refused = arch::outline(&description).err().map(|error| error.to_string());
-        let weights = WeightBytes::of_tensors(&tensors, shape.tied);
+        let weights = WeightBytes::of_tensors(&tensors, &shape);
         Ok(Self { refused, ..Self::new(name, "header", shape, weights) })
     }
 
@@ -367,7 +372,7 @@ impl Model {
             }
             tensors.push(Tensor::new(tensor, &info.shape, info.kind, info.bytes));
         }
-        let weights = WeightBytes::of_tensors(&tensors, shape.tied);
+        let weights = WeightBytes::of_tensors(&tensors, &shape);
         Ok(Self { refused, ..Self::new(name, "header", shape, weights) })
     }
 

@@ -3,7 +3,7 @@
 //! carries within its objectives. Knows nothing of money.
 
 use super::devices::{Assumptions, Device, Kind};
-use super::fit::{Fit, Wanted, sequence_bytes, weight_bytes};
+use super::fit::{Fit, Wanted, sequence_bytes};
 
 /// A device as steps meet it.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +63,8 @@ impl Speed {
         let weights = &one.model.weights;
         let file = (weights.layers + weights.head) as f64;
         // A CPU keeps them in another form, larger by the same factor everywhere.
-        file * weight_bytes(one.model, self.kind) as f64 / weights.total.max(1) as f64
+        let kept = if self.kind == Kind::Cpu { weights.cpu } else { weights.total };
+        file * kept as f64 / weights.total.max(1) as f64
     }
 
     /// Seconds of a decode step with `rows` sequences, each half way through its answer.

@@ -76,6 +76,11 @@ impl CostModel {
         self.rates[kind as usize]
     }
 
+    /// Rows of that step.
+    pub(super) fn reference_rows(&self, kind: StepKind) -> u32 {
+        self.rows_within(kind, self.target)
+    }
+
     /// Takes in that a step of `rows` rows took `measured`.
     pub(super) fn learn(&mut self, kind: StepKind, rows: u32, measured: Micros) {
         let measured = (measured.0 as f64).max(1.0);
@@ -118,7 +123,7 @@ impl CostModel {
 
     fn refresh_rates(&mut self) {
         for kind in [StepKind::Prefill, StepKind::Decode, StepKind::Mixed, StepKind::Encode] {
-            let rows = self.rows_within(kind, self.target);
+            let rows = self.reference_rows(kind);
             self.rates[kind as usize] = self.estimate(kind, rows) / f64::from(rows);
         }
     }

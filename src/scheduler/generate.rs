@@ -412,7 +412,9 @@ impl GenerateLane {
     /// for them, or with no room for the first of them.
     pub(super) fn held_up(&self, seats: u32) -> f64 {
         let Some(&first) = self.waiting.front() else { return 0.0 };
-        let no_room = self.no_room.is_some_and(|(age, _)| age == self.sequences[first].age);
+        // One that has begun waits again for lack of memory.
+        let Sequence { age, started, .. } = self.sequences[first];
+        let no_room = started || self.no_room.is_some_and(|(found, _)| found == age);
         let waiting = self.waiting.len() as f64;
         if no_room { 1.0 } else { (waiting - f64::from(seats)).max(0.0) / waiting }
     }

@@ -87,27 +87,40 @@ impl Lane {
 
     /// `seats`: how many more it could have.
     pub(super) fn load(&self, seats: u32, load: &mut LaneLoad) {
-        let (start, rest) = match &self.work {
+        match &self.work {
             Work::Generate(lane) => {
                 load.waiting = lane.waiting.len() as u32;
                 load.waiting_tokens = lane.waiting_tokens;
                 load.running = lane.running.len() as u32;
                 load.preemptions = lane.preemptions;
-                let prompts = lane.waiting_tokens as f64 * self.cost.rate(StepKind::Prefill);
+                load.seats = seats.saturating_sub(load.waiting);
+                load.token_delay = self.cost.rate(StepKind::Prefill) * self.crowding(load.running);
+                let prompts = lane.waiting_tokens as f64;
                 let answers = lane.waiting_new as f64 * lane.answered;
                 let answers = answers * self.cost.rate(StepKind::Decode);
-                let held_up = answers * lane.held_up(seats);
-                (prompts + held_up, answers - held_up)
+                let work = prompts * self.cost.rate(StepKind::Prefill) + answers;
+                let delay = prompts * load.token_delay + answers * lane.held_up(seats);
+                load.waiting_work = Micros(work.round() as u64);
+                load.start_delay = Micros(delay.round() as u64);
             }
             Work::Encode(lane) => {
                 load.waiting = lane.waiting;
                 load.waiting_tokens = lane.waiting_tokens;
                 load.running = lane.running;
-                (lane.waiting_tokens as f64 * self.cost.rate(StepKind::Encode), 0.0)
+                load.seats = u32::MAX;
+                load.token_delay = self.cost.rate(StepKind::Encode);
+                let work = lane.waiting_tokens as f64 * load.token_delay;
+                load.waiting_work = Micros(work.round() as u64);
+                load.start_delay = load.waiting_work;
             }
-        };
-        load.work_to_start = Micros(start.round() as u64);
-        load.waiting_work = Micros((start + rest).round() as u64);
+        }
+    }
+
+    /// How many times as long prompts take beside `running` sequences, whose rows come first.
+    fn crowding(&self, running: u32) -> f64 {
+        let rows = self.cost.reference_rows(StepKind::Mixed);
+        let left = rows.saturating_sub(running).max(BLOCK_TOKENS as u32);
+        (f64::from(rows) / f64::from(left)).max(1.0)
     }
 }
 

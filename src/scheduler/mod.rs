@@ -87,7 +87,7 @@ pub enum LaneKind {
     Encode,
 }
 
-/// What the scheduler holds at one moment; the engine publishes it after every turn.
+/// What the scheduler holds at one moment; the engine publishes it before steps and after them.
 #[derive(Debug, Clone, Default)]
 pub struct Load {
     /// By lane.
@@ -109,9 +109,12 @@ pub struct LaneLoad {
     pub waiting_tokens: u64,
     /// Predicted device time of what waits.
     pub waiting_work: Micros,
-    /// The part of it that is done when the last of them begins: without the answers of those
-    /// for whom there is a seat.
-    pub work_to_start: Micros,
+    /// Predicted time until the last of them begins if only this lane has work.
+    pub start_delay: Micros,
+    /// The same for one more prompt token, in microseconds, if there is a seat.
+    pub token_delay: f64,
+    /// How many more could begin at once.
+    pub seats: u32,
     /// Requests with rows on the device.
     pub running: u32,
     /// KV blocks that running sequences hold.

@@ -50,7 +50,7 @@ impl Telemetry {
 
     /// Brings the gauges to what was last published.
     pub(super) fn show_load(&self) {
-        let Snapshot { load, inbox, inbox_tokens, in_flight, inbox_work: _ } = self.snapshot();
+        let Snapshot { load, inbox, inbox_tokens, in_flight, .. } = self.snapshot();
         let waiting: u32 = load.lanes.iter().map(|lane| lane.waiting).sum();
         let tokens: u64 = load.lanes.iter().map(|lane| lane.waiting_tokens).sum();
         let work: f64 = load.lanes.iter().map(|lane| lane.waiting_work.as_seconds()).sum();

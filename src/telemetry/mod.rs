@@ -176,6 +176,8 @@ pub struct Snapshot {
     pub inbox_tokens: u64,
     /// Device time that these are expected to take, by lane.
     pub inbox_work: Vec<Micros>,
+    /// How much longer the lane's next request waits for them.
+    pub inbox_delay: Vec<Micros>,
     /// Accepted and not fully answered.
     pub in_flight: u32,
 }
@@ -388,7 +390,7 @@ impl Telemetry {
         self.changed();
     }
 
-    /// The engine publishes what the scheduler holds, after every turn. Allocates nothing.
+    /// The engine publishes what the scheduler holds, before steps and after them. Allocates nothing.
     pub fn publish(&self, load: &Load) {
         self.published.publish(load);
     }

@@ -1,4 +1,4 @@
-//! The scheduler's load as last published: written by the engine after every turn, read by every
+//! The scheduler's load as last published: written by the engine in every turn, read by every
 //! request and scrape. Single atomics instead of a lock, so that a reader that is descheduled
 //! never stops the engine; a reader may see two turns mixed, which no decision here minds.
 
@@ -27,15 +27,17 @@ struct PublishedLane {
     waiting: AtomicU32,
     waiting_tokens: AtomicU64,
     waiting_work: AtomicU64,
-    work_to_start: AtomicU64,
+    start_delay: AtomicU64,
+    /// `f64` bits.
+    token_delay: AtomicU64,
+    seats: AtomicU32,
     running: AtomicU32,
     blocks_used: AtomicU32,
     blocks_cached: AtomicU32,
     preemptions: AtomicU64,
     /// Prompt tokens that were submitted and not yet seen by the scheduler.
     inbox_tokens: AtomicI64,
-    /// Predicted microseconds to the start a waiting prompt token when last something waited, as
-    /// `f64` bits.
+    /// Predicted microseconds a waiting prompt token when last something waited, as `f64` bits.
     work_per_token: AtomicU64,
     /// Pages that one block takes, as `f64` bits.
     pages_per_block: AtomicU64,
@@ -63,9 +65,11 @@ impl Published {
             lane.waiting.store(load.waiting, Relaxed);
             lane.waiting_tokens.store(load.waiting_tokens, Relaxed);
             lane.waiting_work.store(load.waiting_work.0, Relaxed);
-            lane.work_to_start.store(load.work_to_start.0, Relaxed);
+            lane.start_delay.store(load.start_delay.0, Relaxed);
+            lane.token_delay.store(load.token_delay.to_bits(), Relaxed);
+            lane.seats.store(load.seats, Relaxed);
             if load.waiting_tokens > 0 {
-                let rate = load.work_to_start.0 as f64 / load.waiting_tokens as f64;
+                let rate = load.waiting_work.0 as f64 / load.waiting_tokens as f64;
                 lane.work_per_token.store(rate.to_bits(), Relaxed);
             }
             lane.running.store(load.running, Relaxed);
@@ -126,12 +130,14 @@ impl Published {
             kv_pages_lent: self.kv_pages_lent.load(Relaxed),
             kv_usage: f64::from_bits(self.kv_usage.load(Relaxed)),
         };
+        // The engine may take a request out before the front has noted that it went in.
+        let inbox = self.inbox.load(Relaxed).max(0) as u32;
         Snapshot {
             load,
-            // The engine may take a request out before the front has noted that it went in.
-            inbox: self.inbox.load(Relaxed).max(0) as u32,
+            inbox,
             inbox_tokens: self.lanes.iter().map(PublishedLane::inbox_tokens).sum(),
             inbox_work: self.lanes.iter().map(PublishedLane::inbox_work).collect(),
+            inbox_delay: self.lanes.iter().map(|lane| lane.inbox_delay(inbox)).collect(),
             in_flight: self.in_flight.load(Relaxed).max(0) as u32,
         }
     }
@@ -147,12 +153,23 @@ impl PublishedLane {
         Micros((self.inbox_tokens() as f64 * rate) as u64)
     }
 
+    /// `inbox` requests of all lanes, of which any number may be this one's.
+    fn inbox_delay(&self, inbox: u32) -> Micros {
+        if inbox > self.seats.load(Relaxed) {
+            return self.inbox_work();
+        }
+        let each = f64::from_bits(self.token_delay.load(Relaxed));
+        Micros((self.inbox_tokens() as f64 * each) as u64)
+    }
+
     fn load(&self) -> LaneLoad {
         LaneLoad {
             waiting: self.waiting.load(Relaxed),
             waiting_tokens: self.waiting_tokens.load(Relaxed),
             waiting_work: Micros(self.waiting_work.load(Relaxed)),
-            work_to_start: Micros(self.work_to_start.load(Relaxed)),
+            start_delay: Micros(self.start_delay.load(Relaxed)),
+            token_delay: f64::from_bits(self.token_delay.load(Relaxed)),
+            seats: self.seats.load(Relaxed),
             running: self.running.load(Relaxed),
             blocks_used: self.blocks_used.load(Relaxed),
             blocks_cached: self.blocks_cached.load(Relaxed),

@@ -226,7 +226,9 @@ fn gauges_show_what_was_published() {
         waiting: 2,
         waiting_tokens: 50,
         waiting_work: Micros(1_500_000),
-        work_to_start: Micros(500_000),
+        start_delay: Micros(500_000),
+        token_delay: 10_000.0,
+        seats: 1,
         running: 3,
         blocks_used: 8,
         blocks_cached: 4,
@@ -245,7 +247,8 @@ fn gauges_show_what_was_published() {
     telemetry.in_flight(-1);
     let snapshot = telemetry.snapshot();
     assert_eq!((snapshot.inbox, snapshot.inbox_tokens, snapshot.in_flight), (1, 100, 3));
-    assert_eq!(snapshot.inbox_work, [Micros(1_000_000), Micros(0)], "as waiting tokens cost");
+    assert_eq!(snapshot.inbox_work, [Micros(3_000_000), Micros(0)], "as waiting tokens cost");
+    assert_eq!(snapshot.inbox_delay, [Micros(1_000_000), Micros(0)], "there is a seat");
     assert_eq!(snapshot.load.lanes[0].running, 3);
     assert_eq!(snapshot.load.kv_pages_lent, 7);
     std::thread::sleep(Duration::from_millis(2));

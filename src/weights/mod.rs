@@ -144,14 +144,22 @@ impl Weights {
     pub fn bytes(&self) -> u64 {
         let packed = |(rows, columns, kind): (usize, usize, GgmlType)| match rows {
             1 => 4 * columns as u64,
-            _ => {
-                let format = encoding(kind).map_or(PackedFormat::F32, Encoding::packed);
-                let floats = format == PackedFormat::F32;
-                let format = if floats { suited(self.floats, columns) } else { format };
-                format.bytes(rows, columns) as u64
-            }
+            _ => self.packed_as(kind, columns).bytes(rows, columns) as u64,
         };
         self.table.shapes().into_iter().map(packed).sum()
+    }
+
+    /// The format, rows and columns of a matrix that is packed alone; none if there is none.
+    pub fn packed(&self, tensor: &str) -> Option<(PackedFormat, usize, usize)> {
+        let Found { rows, columns, kind, .. } = self.table.find(tensor).ok()?;
+        Some((self.packed_as(kind, columns), rows, columns))
+    }
+
+    fn packed_as(&self, kind: GgmlType, columns: usize) -> PackedFormat {
+        match packed_format(kind) {
+            PackedFormat::F32 => suited(self.floats, columns),
+            format => format,
+        }
     }
 
     /// A matrix of the stacked `parts`, each `rows × columns`, packed in its own format; parts of

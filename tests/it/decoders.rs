@@ -105,9 +105,9 @@ fn what_would_change_the_result_is_refused_by_name() {
         let error = open_error(&llama, |config| config[key] = value.clone());
         assert!(error.contains(part), "{key}: {error}");
     }
-    let yarn = serde_json::json!({ "rope_type": "yarn", "factor": 4.0 });
-    let error = open_error(&llama, |config| config["rope_parameters"] = yarn.clone());
-    assert!(error.contains("'yarn'"), "{error}");
+    let unknown = serde_json::json!({ "rope_type": "longrope", "factor": 4.0 });
+    let error = open_error(&llama, |config| config["rope_parameters"] = unknown.clone());
+    assert!(error.contains("'longrope'"), "{error}");
 }
 
 #[test]

@@ -297,7 +297,7 @@ async fn retry_headers_follow_the_case() {
     let reply = app.post(CHAT, chat(json!({"model": "late"}))).await;
     assert_eq!((reply.status.as_u16(), reply.header("retry-after")), (503, "7"));
     assert_eq!(reply.json()["error"]["code"], "model_loading");
-    let waiting = LaneLoad { work_to_start: Micros(40_000_000), ..LaneLoad::default() };
+    let waiting = LaneLoad { start_delay: Micros(40_000_000), ..LaneLoad::default() };
     app.front.telemetry.publish(&Load { lanes: vec![waiting], ..Load::default() });
     let reply = app.post(CHAT, chat(json!({}))).await;
     assert_eq!(reply.status, 429);

@@ -112,23 +112,21 @@ impl<'a> LinearTask<'a> {
         }
     }
 
-    /// Euclidean norm of an 8-bit row whose groups are multiplied by `factors`.
+    /// The sum of squares of each group of an 8-bit row.
     #[inline(always)]
-    pub(super) fn norm(&self, row: usize, factors: &[f32]) -> f32 {
+    pub(super) fn energies(&self, row: usize, energies: &mut [f32]) {
         let Input::Quant(input) = self.input else { panic!("8-bit rows only") };
         let tile = input.tile::<1>(row);
-        let mut squares = 0.0;
-        assert_eq!(factors.len(), tile.groups());
-        for (group, factor) in factors.iter().enumerate() {
+        assert_eq!(energies.len(), tile.groups());
+        for (group, energy) in energies.iter_mut().enumerate() {
             // SAFETY: one of its groups, which only earlier ops wrote.
             let ([bytes], [scale], _) = unsafe { tile.group(group) };
             let mut sum = 0;
             for byte in bytes {
                 sum += i32::from(*byte) * i32::from(*byte);
             }
-            squares += (factor * scale) * (factor * scale) * sum as f32;
+            *energy = scale * scale * sum as f32;
         }
-        squares.sqrt()
     }
 
     /// f32 rows through a block of panels.

@@ -9,65 +9,76 @@ use super::executor::Surroundings;
 use super::isa::{Isa, Task};
 use super::linear::LinearTask;
 use super::views::Row;
-use crate::kernels::coarse::Coarse;
-use crate::kernels::packed::PANEL;
+use crate::kernels::coarse::{BLOCK, Coarse, GROUPS_MAX};
+use crate::kernels::packed::{GROUP, PANEL};
 
 /// How many standard deviations an output of the coarse matrix is trusted to be within: of a
-/// billion two are further off. Errors of weights are as good as independent of the row, and
-/// every output of a panel is taken for its worst. SmolLM2 leaves 10 of its 3,072 panels in doubt,
-/// for one token in four more than 36, at most 301 (366 tokens, 2026-11).
+/// billion two are further off. Errors of weights are as good as independent of the row.
 const DEVIATIONS: f32 = 6.0;
 
-/// Panels that are looked at together first: most have nothing to offer.
-const BLOCK: usize = 16;
+/// By how much of itself an output may be off for the rounding of sums.
+const ROUNDING: f32 = 1e-5;
 
 /// [`Coarse`], when its first op is done; a unit is a row.
 pub(super) struct RescoreTask<'a> {
     exact: LinearTask<'a>,
     coarse: &'a Coarse,
-    /// The largest of its errors.
-    worst: f32,
+    panels: usize,
+    groups: usize,
 }
 
 impl<'a> RescoreTask<'a> {
     pub(super) fn new(coarse: &'a Coarse, around: &Surroundings<'a>) -> Self {
-        assert_eq!(coarse.errors.len() * PANEL, coarse.exact.output.width, "whole panels");
-        let worst = coarse.errors.iter().copied().fold(0.0, f32::max);
-        Self { exact: LinearTask::new(&coarse.exact, around), coarse, worst }
+        let weight = &coarse.exact.weight;
+        let (panels, groups) = (weight.panels(), weight.k / GROUP);
+        assert!(groups <= GROUPS_MAX && panels * PANEL == weight.n, "whole panels");
+        assert_eq!(coarse.errors.len(), panels * groups);
+        assert_eq!(coarse.block_errors.len(), panels.div_ceil(BLOCK) * groups);
+        Self { exact: LinearTask::new(&coarse.exact, around), coarse, panels, groups }
     }
 
     #[inline(always)]
     fn row<S: Isa>(&self, s: S, row: usize) {
-        let Coarse { errors, spread, .. } = self.coarse;
         let outputs = self.exact.output.row(row);
-        let blocks = || (0..errors.len()).step_by(BLOCK);
-        let of_block = |first: usize| first..errors.len().min(first + BLOCK);
+        let block = |index: usize| index * BLOCK..self.panels.min((index + 1) * BLOCK);
+        let blocks = self.panels.div_ceil(BLOCK);
         let (mut first, mut most) = (0, f32::NEG_INFINITY);
-        for block in blocks() {
-            let peak = peak(s, outputs, of_block(block));
+        for index in 0..blocks {
+            let peak = peak(s, outputs, block(index));
             if peak > most {
-                (first, most) = (block, peak);
+                (first, most) = (index * BLOCK, peak);
             }
         }
-        while first + 1 < errors.len() && peak(s, outputs, first..first + 1) < most {
+        while first + 1 < self.panels && peak(s, outputs, first..first + 1) < most {
             first += 1;
         }
         self.exact.single(s, first, row);
         let mut least = peak(s, outputs, first..first + 1);
-        let doubt = DEVIATIONS * self.exact.norm(row, spread);
-        for block in blocks() {
-            // What is no number is not below.
-            if peak(s, outputs, of_block(block)) + doubt * self.worst < least {
+        let mut energies = [0.0; GROUPS_MAX];
+        let energies = &mut energies[..self.groups];
+        self.exact.energies(row, energies);
+        // Whether the largest of them cannot be the largest of all. One that is no number can.
+        let beaten = |peak: f32, errors: &[f32], least: f32| {
+            let mut variance = 0.0;
+            for (error, energy) in errors.iter().zip(&*energies) {
+                variance += error * energy;
+            }
+            let most = peak + DEVIATIONS * variance.sqrt() + ROUNDING * peak.abs();
+            peak > f32::NEG_INFINITY && most < least
+        };
+        for index in 0..blocks {
+            let errors = &self.coarse.block_errors[index * self.groups..][..self.groups];
+            if beaten(peak(s, outputs, block(index)), errors, least) {
                 continue;
             }
-            for panel in of_block(block) {
-                let lanes = panel..panel + 1;
-                if panel == first || peak(s, outputs, lanes.clone()) + doubt * errors[panel] < least
-                {
+            for panel in block(index) {
+                let errors = &self.coarse.errors[panel * self.groups..][..self.groups];
+                let this = panel..panel + 1;
+                if panel == first || beaten(peak(s, outputs, this.clone()), errors, least) {
                     continue;
                 }
                 self.exact.single(s, panel, row);
-                least = least.max(peak(s, outputs, lanes));
+                least = least.max(peak(s, outputs, this));
             }
         }
     }

@@ -38,6 +38,7 @@ fn head(weight: Packed, rows: usize) -> (Case, QuantBuf, Buf) {
         output,
     };
     let mut case = Case::new(vec![Op::Linear(op)], &layout, spans(&[rows]));
+    case.program.output = Some(output);
     case.program.coarse = Coarse::of(&case.program).unwrap();
     (case, input, output)
 }
