@@ -195,8 +195,8 @@ impl Rope {
     }
 
     /// Cosines, then sines, of each position's rotation angles: `[context][head_dim]`, the first
-    /// half of a row cosines, the second half sines, all times the scaling's magnitude. Angles are taken in f64: at position 8,000 an
-    /// f32 product is already off by 5e-4.
+    /// half of a row cosines, the second half sines, all times the scaling's magnitude. Angles are
+    /// taken in f64: at position 8,000 an f32 product is already off by 5e-4.
     pub(super) fn table(&self, context: usize, head_dim: usize) -> Vector {
         let half = head_dim / 2;
         let turns: Vec<f64> = (0..half).map(|pair| self.turn(pair, half)).collect();

@@ -390,7 +390,7 @@ impl Telemetry {
         self.changed();
     }
 
-    /// The engine publishes what the scheduler holds, before steps and after them. Allocates nothing.
+    /// The engine says what the scheduler holds, before steps and after them. Allocates nothing.
     pub fn publish(&self, load: &Load) {
         self.published.publish(load);
     }
