@@ -100,6 +100,12 @@ static SAFETENSORS: Names = Names {
     down: "mlp.down_proj",
 };
 
+/// Tensors that may be the head, the first that a file has.
+pub(super) fn heads() -> impl Iterator<Item = String> {
+    let names = [GGUF.head, SAFETENSORS.head, GGUF.embedding, SAFETENSORS.embedding];
+    names.into_iter().map(|name| format!("{name}.weight"))
+}
+
 /// One layer's parameters.
 struct Layer {
     attention_norm: Scale,
@@ -128,14 +134,15 @@ impl Shape {
         facts.refuse_unknown()?;
         let (hidden, heads) = (facts.hidden()?, facts.heads()?);
         let head_dim = facts.head_dim(hidden, heads)?;
-        let rope = facts.rope()?;
+        let context = facts.context()?;
+        let rope = facts.rope(context)?;
         let shape = Self {
             hidden,
             heads,
             ff: facts.ff()?,
             vocab: facts.vocab()?,
             eps: facts.eps()?,
-            context: rope.context(facts.context()?),
+            context: rope.context(context),
             kv: KvShape { layers: facts.layers()?, heads: facts.kv_heads(heads)?, head_dim },
             rope,
             turned: Vec::new(),

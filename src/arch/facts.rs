@@ -112,10 +112,11 @@ impl<'a> Facts<'a> {
         }
     }
 
-    pub(super) fn rope(&self) -> Result<Rope, LoadError> {
+    /// Of a model that is described with `context` positions.
+    pub(super) fn rope(&self, context: usize) -> Result<Rope, LoadError> {
         match self {
-            Self::Gguf { header, prefix } => Rope::from_gguf(header, prefix),
-            Self::Json(config) => Rope::from_json(config),
+            Self::Gguf { header, prefix } => Rope::from_gguf(header, prefix, context),
+            Self::Json(config) => Rope::from_json(config, context),
         }
     }
 

@@ -16,16 +16,13 @@ use serde_json::Value as Json;
 use crate::arch::decoder::Shape;
 use crate::kernels::builder::Capacity;
 use crate::kernels::ops::{KvShape, Program};
+use crate::kernels::packed::PackedFormat;
 use crate::model::{EncoderCard, ModelTask};
 use crate::store::gguf::Header;
 use crate::weights::{LoadError, Weights};
 
 /// Labels that a classifier may have.
 const LABELS_MAX: usize = 65_536;
-
-/// Tensors that a generator's head may be, the first that a file has.
-pub const HEADS: [&str; 4] =
-    ["output.weight", "lm_head.weight", "token_embd.weight", "model.embed_tokens.weight"];
 
 /// What a model's own description says, before a tensor is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +92,11 @@ pub fn outline(description: &Description<'_>) -> Result<Outline, LoadError> {
         return Ok(shape(description)?.outline());
     }
     (architecture(description)?.outline)(description)
+}
+
+/// The matrix that a generator ends with, as it is packed: format, outputs and inputs.
+pub fn head(weights: &Weights) -> Option<(PackedFormat, usize, usize)> {
+    decoder::heads().find_map(|name| weights.packed(&name))
 }
 
 /// How the model's answers are to be read, if it is an encoder.

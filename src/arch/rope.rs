@@ -56,12 +56,16 @@ pub(super) struct Yarn {
 const BASE_DEFAULT: f64 = 10_000.0;
 
 impl Rope {
-    /// From the metadata of a GGUF file. Factors of single pairs are a tensor; whoever has read it
+    /// From the metadata of a GGUF file, which gives `context` positions. Factors of single pairs are a tensor; whoever has read it
     /// sets them.
     ///
     /// # Errors
     /// A kind of scaling that is not known.
-    pub(super) fn from_gguf(header: &Header, prefix: &str) -> Result<Self, LoadError> {
+    pub(super) fn from_gguf(
+        header: &Header,
+        prefix: &str,
+        context: usize,
+    ) -> Result<Self, LoadError> {
         let number = |key: &str| -> Result<Option<f64>, LoadError> {
             let key = format!("{prefix}.rope.{key}");
             let value = header.has(&key).then(|| header.f32(&key)).transpose();
@@ -72,12 +76,8 @@ impl Rope {
         let kind = if header.has(&kind) { header.str(&kind).map_err(shape)? } else { "linear" };
         let factor = number("scaling.factor")?.or(number("scale_linear")?);
         let yarn = || -> Result<Yarn, LoadError> {
-            let trained = || header.f32(&format!("{prefix}.context_length")).map_err(shape);
-            let original = match number("scaling.original_context_length")? {
-                Some(original) => original,
-                None => f64::from(trained()?),
-            };
-            let yarn = Yarn::new(factor.unwrap_or(1.0), original);
+            let original = number("scaling.original_context_length")?;
+            let yarn = Yarn::new(factor.unwrap_or(1.0), original.unwrap_or(context as f64));
             Ok(Yarn {
                 fast: number("scaling.yarn_beta_fast")?.unwrap_or(yarn.fast),
                 slow: number("scaling.yarn_beta_slow")?.unwrap_or(yarn.slow),
@@ -94,20 +94,21 @@ impl Rope {
         Self { base: number("freq_base")?.unwrap_or(BASE_DEFAULT), scaling }.checked()
     }
 
-    /// From `config.json`: `rope_theta` and `rope_scaling`, or both in `rope_parameters`.
+    /// From `config.json`, which gives `context` positions: `rope_theta` and `rope_scaling`, or
+    /// both in `rope_parameters`.
     ///
     /// # Errors
     /// A kind of scaling that is not known, or one without its numbers.
-    pub(super) fn from_json(config: &Json) -> Result<Self, LoadError> {
+    pub(super) fn from_json(config: &Json, context: usize) -> Result<Self, LoadError> {
         let section = |key: &str| config.get(key).filter(|value| value.is_object());
         let parameters = section("rope_parameters").or_else(|| section("rope_scaling"));
         let get = |key: &str| parameters.and_then(|parameters| parameters.get(key));
+        let maybe = |key: &str| get(key).and_then(Json::as_f64);
         let number = |key: &str| -> Result<f64, LoadError> {
-            get(key).and_then(Json::as_f64).ok_or_else(|| {
+            maybe(key).ok_or_else(|| {
                 LoadError::Shape(format!("config.json: '{key}' of the rotary scaling is missing"))
             })
         };
-        let maybe = |key: &str| get(key).and_then(Json::as_f64);
         let kind = get("rope_type").or_else(|| get("type")).and_then(Json::as_str);
         let scaling = match kind.unwrap_or("default") {
             // Dynamic scaling begins beyond the model's own context, which is never exceeded here.
@@ -120,9 +121,8 @@ impl Rope {
                 original: number("original_max_position_embeddings")?,
             },
             "yarn" => {
-                let trained = config.get("max_position_embeddings").and_then(Json::as_f64);
-                let original = maybe("original_max_position_embeddings").or(trained);
-                let yarn = Yarn::new(number("factor")?, original.unwrap_or(0.0));
+                let original = maybe("original_max_position_embeddings");
+                let yarn = Yarn::new(number("factor")?, original.unwrap_or(context as f64));
                 let magnitude = match (maybe("mscale"), maybe("mscale_all_dim")) {
                     (Some(one), Some(all)) if one != 0.0 && all != 0.0 => {
                         growth(yarn.factor, one) / growth(yarn.factor, all)
@@ -286,7 +286,7 @@ mod tests {
     use crate::store::gguf::Value;
 
     fn read(config: Json) -> Result<Rope, String> {
-        Rope::from_json(&config).map_err(|error| error.to_string())
+        Rope::from_json(&config, 4096).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -306,7 +306,7 @@ mod tests {
         let read = |keys: &[(&str, Value)]| {
             let keys = keys.iter().map(|(key, value)| (format!("llama.rope.{key}"), value.clone()));
             let header = Header { metadata: keys.collect(), tensors: BTreeMap::new() };
-            Rope::from_gguf(&header, "llama").map(|rope| rope.scaling)
+            Rope::from_gguf(&header, "llama", 4096).map(|rope| rope.scaling)
         };
         let word = |word: &str| Value::String(word.to_owned());
         let linear = Scaling::Linear(8.0);

@@ -95,7 +95,7 @@ impl OpenedModel {
         if self.on_gpu || self.outline.task != ModelTask::Generate {
             return 0;
         }
-        let head = arch::HEADS.iter().find_map(|name| self.opened.weights.packed(name));
+        let head = arch::head(&self.opened.weights);
         head.map_or(0, |(format, n, k)| Coarse::bytes(format, n, k) as u64)
     }
 

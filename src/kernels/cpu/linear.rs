@@ -100,16 +100,12 @@ impl<'a> LinearTask<'a> {
         R
     }
 
-    /// A row through one panel.
+    /// An 8-bit row through one panel.
     #[inline(always)]
     pub(super) fn single<S: Isa>(&self, s: S, panel: usize, row: usize) {
-        match self.input {
-            Input::Quant(input) => {
-                let mut ahead = Ahead::new(&[], 1, input.groups());
-                self.quantised_tile::<S, 1>(s, input, panel, row, &mut ahead);
-            }
-            Input::Full(input) => _ = self.full_tile::<S, 1, 1>(s, input, panel, row),
-        }
+        let Input::Quant(input) = self.input else { panic!("8-bit rows only") };
+        let mut ahead = Ahead::new(&[], 1, input.groups());
+        self.quantised_tile::<S, 1>(s, input, panel, row, &mut ahead);
     }
 
     /// The sum of squares of each group of an 8-bit row.
