@@ -56,8 +56,8 @@ pub(super) struct Yarn {
 const BASE_DEFAULT: f64 = 10_000.0;
 
 impl Rope {
-    /// From the metadata of a GGUF file, which gives `context` positions. Factors of single pairs are a tensor; whoever has read it
-    /// sets them.
+    /// From the metadata of a GGUF file, which gives `context` positions. Factors of single pairs
+    /// are a tensor; whoever has read it sets them.
     ///
     /// # Errors
     /// A kind of scaling that is not known.

@@ -345,9 +345,7 @@ impl Model {
         let config = config.json()?;
         let shape = Shape::from_config(&config).map_err(&fail)?;
         let description = Description::Json { config: &config, pooling: None, modules: None };
-        let refused = arch::outline(&description).err().map(|error| error.to_string());
-        let weights = WeightBytes::of_tensors(&tensors, &shape);
-        Ok(Self { refused, ..Self::new(name, "header", shape, weights) })
+        Ok(Self::described(name, &description, shape, &tensors))
     }
 
     /// A weight file elsewhere, by its address alone.
@@ -363,17 +361,24 @@ impl Model {
 
     fn from_gguf(name: &str, header: Header) -> Result<Self, String> {
         let shape = Shape::from_gguf(&header)?;
-        let refused = arch::outline(&Description::Gguf(&header)).err();
-        let refused = refused.map(|error| error.to_string());
         let mut tensors = Vec::new();
-        for (tensor, info) in header.tensors {
+        for (tensor, info) in &header.tensors {
             if info.kind.block().is_none() {
                 return Err(format!("tensor {tensor} has format {:?}: size unknown", info.kind));
             }
-            tensors.push(Tensor::new(tensor, &info.shape, info.kind, info.bytes));
+            tensors.push(Tensor::new(tensor.clone(), &info.shape, info.kind, info.bytes));
         }
-        let weights = WeightBytes::of_tensors(&tensors, &shape);
-        Ok(Self { refused, ..Self::new(name, "header", shape, weights) })
+        Ok(Self::described(name, &Description::Gguf(&header), shape, &tensors))
+    }
+
+    /// Of the context, what the server makes of the description counts.
+    fn described(name: &str, of: &Description<'_>, mut shape: Shape, tensors: &[Tensor]) -> Self {
+        let outline = arch::outline(of).map_err(|error| error.to_string());
+        if let Ok(outline) = &outline {
+            shape.context = outline.context as u64;
+        }
+        let weights = WeightBytes::of_tensors(tensors, &shape);
+        Self { refused: outline.err(), ..Self::new(name, "header", shape, weights) }
     }
 
     fn built_in(name: &str, dtype: Option<&str>) -> Result<Self, PlanError> {
