@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::server::{Server, chat, get, post, stream};
+use crate::server::{self, Server, chat, get, post};
 
 const STREAMS: usize = 16;
 
@@ -22,15 +22,14 @@ enum End {
     Cut,
 }
 
-/// Opens a stream of exactly `tokens` tokens on a thread of its own.
-fn open_stream(server: &Server, tokens: u32) -> JoinHandle<End> {
-    let url = server.url("/v1/chat/completions");
+/// Opens `count` streams of exactly `tokens` tokens; all have begun.
+fn open_streams(server: &Server, count: usize, tokens: u32) -> Vec<JoinHandle<End>> {
     let mut body = chat("Tell me a long story about a lighthouse.", tokens);
     body["stream"] = json!(true);
     body["ignore_eos"] = json!(true);
-    std::thread::spawn(move || {
+    server::open_streams(count, &server.url("/v1/chat/completions"), &body, |events| {
         let mut chunks = 0;
-        for event in stream(&url, &body) {
+        for event in events {
             if event == "[DONE]" {
                 return End::Done(chunks);
             }
@@ -46,15 +45,6 @@ fn open_stream(server: &Server, tokens: u32) -> JoinHandle<End> {
     })
 }
 
-/// Opens `STREAMS` streams and waits until all are in flight.
-fn open_streams(server: &Server, tokens: u32) -> Vec<JoinHandle<End>> {
-    let streams = (0..STREAMS).map(|_| open_stream(server, tokens)).collect();
-    server.wait_until("in flight", Duration::from_secs(60), || {
-        server.metric("sconce_requests_running") as usize == STREAMS
-    });
-    streams
-}
-
 /// The summary is the last line of standard output.
 fn summary(stdout: &str) -> Value {
     let line = stdout.lines().last().unwrap_or_default();
@@ -64,7 +54,7 @@ fn summary(stdout: &str) -> Value {
 #[test]
 fn sigterm_cuts_no_stream_that_fits_the_grace() {
     let mut server = Server::start(&["--grace-seconds", "60"]);
-    let streams = open_streams(&server, 120);
+    let streams = open_streams(&server, STREAMS, 120);
     server.signal("TERM");
     server.wait_until("lame duck", Duration::from_secs(5), || {
         get(&server.admin_url("/readyz")).0 == 503
@@ -88,7 +78,7 @@ fn sigterm_cuts_no_stream_that_fits_the_grace() {
 #[test]
 fn streams_that_do_not_fit_the_grace_are_told() {
     let mut server = Server::start(&["--grace-seconds", "5"]);
-    let streams = open_streams(&server, 7000);
+    let streams = open_streams(&server, STREAMS, 7000);
     let noticed = Instant::now();
     server.signal("TERM");
     // Lame duck takes 2 s of these 5; after it, arrivals are refused.
@@ -111,10 +101,7 @@ fn streams_that_do_not_fit_the_grace_are_told() {
 #[test]
 fn a_second_sigterm_closes_at_once() {
     let mut server = Server::start(&["--grace-seconds", "100"]);
-    let stream = open_stream(&server, 7000);
-    server.wait_until("in flight", Duration::from_secs(60), || {
-        server.metric("sconce_requests_running") > 0.0
-    });
+    let [stream] = open_streams(&server, 1, 7000).try_into().unwrap();
     server.signal("TERM");
     std::thread::sleep(Duration::from_millis(300));
     let again = Instant::now();

@@ -14,7 +14,7 @@ use sconce::lifecycle::last_words::Reason;
 use sconce::lifecycle::{CUT, FAILED};
 use serde_json::{Value, json};
 
-use crate::server::{Server, chat, get, post, stream};
+use crate::server::{self, Server, chat, get, post};
 
 const CHAT: &str = "smollm2-135m-instruct";
 
@@ -77,15 +77,13 @@ fn long_chat() -> Value {
     body
 }
 
-/// Opens a stream; the code of the error event that ends it, or what else did.
-fn open_stream(server: &Server) -> JoinHandle<String> {
-    let url = server.url("/v1/chat/completions");
+/// Opens streams that have begun; the code of the error event that ends each, or what else did.
+fn open_streams(server: &Server, count: usize) -> Vec<JoinHandle<String>> {
     let mut body = long_chat();
     body["stream"] = json!(true);
-    std::thread::spawn(move || {
-        let events: Vec<String> = stream(&url, &body).collect();
-        let last = events.last().cloned().unwrap_or_default();
-        let last: Value = serde_json::from_str(&last).unwrap_or(Value::Null);
+    server::open_streams(count, &server.url("/v1/chat/completions"), &body, |events| {
+        let last: Value =
+            serde_json::from_str(&events.last().unwrap_or_default()).unwrap_or_default();
         last["error"]["code"].as_str().unwrap_or("no error event").to_owned()
     })
 }
@@ -112,7 +110,7 @@ struct Flight {
 
 impl Flight {
     fn new(server: &Server) -> Self {
-        let streams = (0..4).map(|_| open_stream(server)).collect();
+        let streams = open_streams(server, 4);
         let asked = (0..2).map(|_| ask(server, "/v1/chat/completions", &long_chat())).collect();
         server.wait_until("in flight", Duration::from_secs(60), || {
             server.metric("sconce_requests_running") == 6.0
@@ -226,10 +224,7 @@ fn a_panic_while_loading_ends_the_server_at_once() {
 fn every_end_is_exported_by_the_next_server() {
     let place = Place::new("[drain]\nlinger_seconds = 0\n");
     let mut server = place.start(&["--grace-seconds", "3"]);
-    let stream = open_stream(&server);
-    server.wait_until("in flight", Duration::from_secs(60), || {
-        server.metric("sconce_requests_running") == 1.0
-    });
+    let [stream] = open_streams(&server, 1).try_into().unwrap();
     server.signal("TERM");
     let (status, _) = server.wait_exit(Duration::from_secs(10));
     assert_eq!(status.code(), Some(CUT.into()), "{}", server.log());

@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -234,6 +235,31 @@ pub(crate) fn stream(url: &str, body: &Value) -> impl Iterator<Item = String> + 
     assert_eq!(response.status().as_u16(), 200);
     let lines = BufReader::new(response.into_body().into_reader()).lines().map_while(Result::ok);
     lines.filter_map(|line| line.strip_prefix("data: ").map(str::to_owned))
+}
+
+/// Opens `count` streams, each read by `read` on a thread of its own. Comes back when all have
+/// begun: before its first event, a stream that fails has a status of its own instead.
+pub(crate) fn open_streams<T: Send + 'static>(
+    count: usize,
+    url: &str,
+    body: &Value,
+    read: fn(&mut dyn Iterator<Item = String>) -> T,
+) -> Vec<JoinHandle<T>> {
+    let (begun, begins) = channel();
+    let open = |_| {
+        let (url, body, begun) = (url.to_owned(), body.clone(), begun.clone());
+        std::thread::spawn(move || {
+            let mut events = stream(&url, &body).peekable();
+            events.peek();
+            begun.send(()).unwrap();
+            read(&mut events)
+        })
+    };
+    let streams = (0..count).map(open).collect();
+    for _ in 0..count {
+        begins.recv_timeout(Duration::from_secs(60)).expect("a stream that begins");
+    }
+    streams
 }
 
 /// A chat request.
