@@ -21,7 +21,7 @@ constexpr u32 THREADS_MAX = 1024;
 struct Copy {
     void *to;
     const void *from;
-    u32 group;
+    u32 bytes, group;
 };
 
 struct Fiber {
@@ -158,9 +158,9 @@ const u32 (*show(const u32 *words, int count))[8] {
     return set;
 }
 
-void begin_copy(void *to, const void *from) {
+void begin_copy(void *to, const void *from, u32 bytes) {
     Fiber &self = *scheduler->current;
-    self.copies.push_back({to, from, self.groups});
+    self.copies.push_back({to, from, bytes, self.groups});
 }
 
 void commit_copies() { ++scheduler->current->groups; }
@@ -171,9 +171,9 @@ void finish_copies(u32 pending) {
     for (const Copy &copy : self.copies) {
         if (copy.group + pending >= self.groups) break;
         if (copy.from) {
-            memcpy(copy.to, copy.from, 16);
+            memcpy(copy.to, copy.from, copy.bytes);
         } else {
-            memset(copy.to, 0, 16);
+            memset(copy.to, 0, copy.bytes);
         }
         ++done;
     }

@@ -48,9 +48,9 @@ void block_barrier();
 const u32 (*show(const u32 *words, int count))[8];
 /// This thread's lane.
 u32 lane();
-/// Notes a copy of 16 bytes, of zeros if `from` is null; ends a group of copies; carries out all
-/// but the last `pending` groups.
-void begin_copy(void *to, const void *from);
+/// Notes a copy, of zeros if `from` is null; ends a group of copies; carries out all but the last
+/// `pending` groups.
+void begin_copy(void *to, const void *from, u32 bytes);
 void commit_copies();
 void finish_copies(u32 pending);
 /// The emulator's own complaint: ends the launch.
@@ -246,10 +246,12 @@ inline void load_matrices_turned(u32 (&to)[4], const void *row) {
     }
 }
 
-/// 16 bytes to shared memory, zeros unless `there`; done when waited for, not before.
+/// 4, 8 or 16 bytes to shared memory, zeros unless `there`; done when waited for, not before.
+template <int BYTES = 16>
 inline void copy_async(void *to, const void *from, bool there) {
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) emulate::fail("a copy is misaligned");
-    emulate::begin_copy(to, there ? from : nullptr);
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "the instruction takes no others");
+    if ((uintptr_t)to % BYTES || (uintptr_t)from % BYTES) emulate::fail("a copy is misaligned");
+    emulate::begin_copy(to, there ? from : nullptr, BYTES);
 }
 inline void copy_commit() { emulate::commit_copies(); }
 template <int PENDING>

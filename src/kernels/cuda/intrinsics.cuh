@@ -102,12 +102,21 @@ __device__ __forceinline__ void load_matrices_turned(u32 (&to)[4], const void *r
                  : "memory");
 }
 
-/// 16 bytes to shared memory, zeros unless `there`; done after `copy_wait` and a barrier.
+/// 4, 8 or 16 bytes to shared memory, zeros unless `there`; done after `copy_wait` and a barrier.
+template <int BYTES = 16>
 __device__ __forceinline__ void copy_async(void *to, const void *from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :
-                 : "r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
-                 : "memory");
+    u32 place = shared_address(to), read = there ? BYTES : 0;
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                     :
+                     : "r"(place), "l"(from), "r"(read)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                     :
+                     : "r"(place), "l"(from), "n"(BYTES), "r"(read)
+                     : "memory");
+    }
 }
 __device__ __forceinline__ void copy_commit() {
     asm volatile("cp.async.commit_group;" : : : "memory");

@@ -2,6 +2,7 @@
 #include "rows.cu"
 #include "linear.cu"
 #include "product.cu"
+#include "product_quants.cu"
 #include "rope.cu"
 #include "attention.cu"
 #include "sample.cu"

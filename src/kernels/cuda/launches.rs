@@ -54,11 +54,11 @@ pub(super) enum Call {
 }
 
 /// Names of a product's kernels, in the order of [`FEW_TILES`], and of those for more rows, in the
-/// order of [`MANY_TILES`].
+/// order of [`MANY_TILES`], of which the last may be missing, or all.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProductNames {
     pub(super) few: [&'static str; FEW_TILES.len()],
-    pub(super) many: Option<[&'static str; MANY_TILES.len()]>,
+    pub(super) many: &'static [&'static str],
 }
 
 /// Rows and outputs of a block of `linear.cu`.
@@ -67,14 +67,15 @@ const FEW_TILES: [(u32, u32); 4] = [(16, 8), (16, 16), (32, 16), (64, 16)];
 /// Rows up to which products can normalise what they multiply.
 pub(super) const NORMED_ROWS: u32 = 16;
 
-/// Rows and outputs of a block of `product.cu`.
+/// Rows and outputs of a block of `product.cu` and `product_quants.cu`.
 const MANY_TILES: [(u32, u32); 3] = [(64, 64), (64, 128), (128, 128)];
 
 /// Bytes of shared memory that these take: `PRODUCT_BYTES` there.
 const MANY_SHARED: u32 = 48 << 10;
 
-/// Beyond so many rows `product.cu` does it, where it knows the format: it reads a row once for 64
-/// or 128 outputs, `linear.cu` for each 16, and then rows are more bytes than weights.
+/// Beyond so many rows `product.cu` or `product_quants.cu` does it, unless bits must not depend on
+/// that: they read a row once for 64 or 128 outputs, `linear.cu` for each 16, and then rows are
+/// more bytes than weights.
 const FEW_ROWS: u32 = 32;
 
 /// Blocks share a tile only if there are so many inputs for each.
@@ -101,7 +102,7 @@ pub(super) struct ProductShape {
 #[derive(Debug, Clone)]
 pub(super) struct Kernels {
     few: Vec<Tiled>,
-    /// None if those for few rows take many, too.
+    /// None where those for few rows take many, too.
     many: Vec<Tiled>,
     /// Blocks that the device runs at once, at least.
     processors: u32,
@@ -141,8 +142,8 @@ impl Call {
             // Eight warps' sums, and one of squares for each row: `linear.cu`.
             few.push(tiled(name, tile, 8 * tile.0 * (tile.1 + 1) * 4)?);
         }
-        let mut many = Vec::with_capacity(MANY_TILES.len());
-        for (name, tile) in names.many.into_iter().flatten().zip(MANY_TILES) {
+        let mut many = Vec::with_capacity(names.many.len());
+        for (name, tile) in names.many.iter().zip(MANY_TILES) {
             many.push(tiled(name, tile, MANY_SHARED)?);
         }
         // Gates and what they let through need two groups of outputs.
@@ -267,7 +268,7 @@ mod tests {
             let parts = (tiles * sharing * tile.0 * tile.1 * 4) as usize;
             assert!(sharing == 1 || parts <= parts_bytes(132) && tiles < 132);
         }
-        // Quantised ones have no kernels for many rows.
+        // Where bits must not depend on the number of rows.
         let few = Kernels { many: Vec::new(), ..kernels };
         let shape = ProductShape { inputs: 4096, outputs: 4096, gathered: false, gated: false };
         assert_eq!(few.suited(300, shape).0.tile, (64, 16));

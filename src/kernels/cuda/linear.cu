@@ -1,10 +1,11 @@
 // Matrix products. `linear_*` takes up to 64 rows a block and reads weights straight into
-// registers, once: it is for steps whose time is that of reading weights. `product` is the usual
+// registers, once: it is for steps whose time is that of reading weights. `product_*` is the usual
 // tiled product for many rows.
 //
 // Rows of an input are padded with zeros to a multiple of 32 values, matrices to multiples of 128
 // inputs and 16 outputs, so that loads need no bounds but that of rows.
 #include "common.cuh"
+#include "packing.cuh"
 
 constexpr int LINEAR_WARPS = 8;
 
@@ -66,75 +67,52 @@ __device__ __forceinline__ void finish_pair(const LinearArgs &a, u32 row, u32 ou
     }
 }
 
-// The order of inputs inside a product is free if both sides agree. Lane (g, t) loads 8
-// neighbouring inputs `32 j + 8 t` of its row at once, and takes the first four as its part of one
-// 16-wide product, the last four as its part of another.
-
-/// 8 inputs of rows `row` and `row + 8` as parts of two products.
-struct Rows {
-    uint4 low, high;
-};
-
-__device__ __forceinline__ Rows load_rows(const LinearArgs &a, u32 row, u32 rows, u32 column) {
-    const uint4 zero = {0, 0, 0, 0};
-    const u16 *from = a.input + (u64)row * a.stride + column;
-    Rows x;
-    x.low = row < rows ? *(const uint4 *)from : zero;
-    x.high = row + 8 < rows ? *(const uint4 *)(from + 8 * a.stride) : zero;
-    return x;
-}
-
-/// Reads whole 16 bytes, or 8.
-template <int COUNT>
-__device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
-    if constexpr (COUNT == 2) {
-        uint2 two = *(const uint2 *)from;
-        to[0] = two.x, to[1] = two.y;
-    } else {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) {
-            uint4 four = *(const uint4 *)(from + i);
-            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
-        }
-    }
+template <bool HALVES>
+__device__ __forceinline__ Rows load_rows(const LinearArgs &a, u32 row, u32 rows, u32 group,
+                                          u32 t) {
+    uint2 at = lane_inputs<HALVES>(t);
+    auto part = [&](u32 of) -> uint4 {
+        if (of >= rows) return {0, 0, 0, 0};
+        const u16 *from = a.input + (u64)of * a.stride + group;
+        if (!HALVES) return *(const uint4 *)(from + at.x);
+        uint2 first = *(const uint2 *)(from + at.x), last = *(const uint2 *)(from + at.y);
+        return {first.x, first.y, last.x, last.y};
+    };
+    return {part(row), part(row + 8)};
 }
 
 /// As `load_rows`, of rows that are yet to be normalised: they come scaled by the norm's weights,
 /// and their squares are added up, by which the whole sum is divided in the end.
+template <bool HALVES>
 __device__ __forceinline__ Rows load_rows_to_norm(const LinearArgs &a, u32 row, u32 rows,
-                                                  u32 column, float (&squares)[2]) {
-    u32 scale[8];
-    load_words(scale, (const u32 *)(a.scales + column));
+                                                  u32 group, u32 t, float (&squares)[2]) {
+    uint2 at = lane_inputs<HALVES>(t);
+    auto load = [&](u32 (&to)[2][4], const float *from) {
+        load_words(to[0], (const u32 *)(from + group + at.x));
+        load_words(to[1], (const u32 *)(from + group + at.y));
+    };
+    u32 scale[2][4];
+    load(scale, a.scales);
     auto part = [&](u32 of, float &sum) -> uint4 {
         if (of >= rows) return {0, 0, 0, 0};
-        u32 words[8], pairs[4];
-        load_words(words, (const u32 *)(a.full + (u64)of * a.full_stride + column));
+        u32 words[2][4], pairs[4];
+        load(words, a.full + (u64)of * a.full_stride);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            float x = __uint_as_float(words[2 * i]), y = __uint_as_float(words[2 * i + 1]);
+            const u32 *two = words[i / 2] + i % 2 * 2, *by = scale[i / 2] + i % 2 * 2;
+            float x = __uint_as_float(two[0]), y = __uint_as_float(two[1]);
             sum += x * x;
             sum += y * y;
-            pairs[i] = pack_bf16(x * __uint_as_float(scale[2 * i]),
-                                 y * __uint_as_float(scale[2 * i + 1]));
+            pairs[i] = pack_bf16(x * __uint_as_float(by[0]), y * __uint_as_float(by[1]));
         }
         return {pairs[0], pairs[1], pairs[2], pairs[3]};
     };
-    Rows x;
-    x.low = part(row, squares[0]);
-    x.high = part(row + 8, squares[1]);
-    return x;
-}
-
-__device__ __forceinline__ void first_part(u32 (&part)[4], const Rows &x) {
-    part[0] = x.low.x, part[1] = x.high.x, part[2] = x.low.y, part[3] = x.high.y;
-}
-__device__ __forceinline__ void second_part(u32 (&part)[4], const Rows &x) {
-    part[0] = x.low.z, part[1] = x.high.z, part[2] = x.low.w, part[3] = x.high.w;
+    return {part(row, squares[0]), part(row + 8, squares[1])};
 }
 
 /// 128 inputs of 8 outputs in bf16.
 struct Bf16 {
-    static constexpr bool GROUPED = false, SUMMED = false;
+    static constexpr bool GROUPED = false, HALVES = false;
     static constexpr int PARTS = 1;
     uint4 words[4];
 
@@ -144,73 +122,39 @@ struct Bf16 {
     }
 
     __device__ __forceinline__ uint4 values(int j) const { return words[j]; }
-    __device__ __forceinline__ void scaled(int, const float (&)[4], float, float,
-                                           float (&)[4]) const {}
 };
 
-/// 128 inputs of 8 outputs in 4 or 8 bits, with a scale and perhaps a minimum for each 32 inputs,
-/// or for each 16. 4-bit values enter the product as 128 + q, 8-bit ones, which are stored 128 too
-/// large, as q: bf16 holds both exactly. Scales come afterwards.
-template <int BITS, bool MINIMUM, bool HALVES>
-struct Quants {
-    static constexpr bool GROUPED = true, SUMMED = MINIMUM;
-    static constexpr int PARTS = HALVES ? 2 : 1;
-    /// Words of scales for 128 inputs: a scale and a minimum each, or two scales.
-    static constexpr int SCALES = MINIMUM ? 4 * PARTS : 2 * PARTS;
-    static_assert(BITS == 8 || MINIMUM, "4-bit values are above zero");
-    u32 words[BITS];
+/// 128 inputs of 8 outputs in few bits.
+template <class P>
+struct Quants : P {
+    static constexpr bool GROUPED = true;
+    static constexpr int LOADS = 4 / P::CHUNK, SCALES = P::template SCALES<4>;
+    u32 words[LOADS][4];
     u32 scales[2][SCALES];
 
     __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
-        const u32 *row = (const u32 *)m.values + ((u64)(output + g) * m.supers + super) * 4 * BITS;
-        load_words(words, row + t * BITS);
+        u64 piece = (u64)(output + g) * m.supers + super;
+        const u32 *row = (const u32 *)m.values + piece * 16 * LOADS;
+#pragma unroll
+        for (int i = 0; i < LOADS; ++i) load_words(words[i], row + 16 * i + 4 * t);
+#pragma unroll
         for (int i = 0; i < 2; ++i) {
             u64 at = (u64)(output + 2 * t + i) * m.supers + super;
             load_words(scales[i], (const u32 *)m.scales + at * SCALES);
         }
     }
 
-    /// Two bytes, 128 too large each, as bf16: 2^23 + byte is an f32, and q needs 7 bits.
-    __device__ __forceinline__ static u32 pair(u32 word, int i) {
-        float low = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | i));
-        float high = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | (i + 1)));
-        return __byte_perm(__float_as_uint(low - 8388736.0f), __float_as_uint(high - 8388736.0f),
-                           0x7632);
-    }
-
     __device__ __forceinline__ uint4 values(int j) const {
-        if (BITS == 4) {
-            u32 word = words[j % BITS];
-            return {(word & 0x000F000F) | 0x43004300, (word >> 4 & 0x000F000F) | 0x43004300,
-                    (word >> 8 & 0x000F000F) | 0x43004300, (word >> 12 & 0x000F000F) | 0x43004300};
-        }
-        u32 first = words[2 * j % BITS], second = words[(2 * j + 1) % BITS];
-        return {pair(first, 0), pair(first, 2), pair(second, 0), pair(second, 2)};
+        return P::widened(words[j / P::CHUNK] + j % P::CHUNK * P::WORDS);
     }
-
-    /// Part `part` of group `j` is done: `group` are sums of x × q, `low` and `high` those of x in
-    /// the two rows.
-    __device__ __forceinline__ void scaled(int part, const float (&group)[4], float low,
-                                           float high, float (&sums)[4]) const {
-        for (int i = 0; i < 2; ++i) {
-            u32 word = scales[i][MINIMUM ? part : part / 2];
-            float scale = from_f16((u16)(MINIMUM || part % 2 == 0 ? word : word >> 16));
-            sums[i] += scale * group[i];
-            sums[2 + i] += scale * group[2 + i];
-            if (MINIMUM) {
-                float shift = from_f16((u16)(word >> 16)) - (BITS == 4 ? 128.0f * scale : 0.0f);
-                sums[i] += shift * low;
-                sums[2 + i] += shift * high;
-            }
+    /// Of group `j`: by part, and by output.
+    __device__ __forceinline__ void scales_of(int j, float (&to)[P::PARTS][2][2]) const {
+#pragma unroll
+        for (int part = 0; part < P::PARTS; ++part) {
+            for (int i = 0; i < 2; ++i) P::scale_of(scales[i], j * P::PARTS + part, to[part][i]);
         }
     }
 };
-
-using Q4 = Quants<4, true, false>;
-using Q4Halves = Quants<4, true, true>;
-using Q8 = Quants<8, false, false>;
-using Q8Minimum = Quants<8, true, false>;
-using Q8Halves = Quants<8, true, true>;
 
 /// Up to `16 MT` rows and `8 NT` outputs a block, or 8 gated ones with NT = 2; its warps share the
 /// inputs, and add up in the same order whatever MT and NT are, so that a row's sum does not depend
@@ -243,37 +187,34 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
         for (int j = 0; j < 4; ++j) {
             u32 column = super * SUPER + 32 * j;
             if (column >= a.weight.inputs) break;
+            uint4 w[NT];
+            float scales[NT][W::PARTS][2][2];
+#pragma unroll
+            for (int n = 0; n < NT; ++n) {
+                w[n] = weights[n].values(j);
+                if constexpr (W::GROUPED) weights[n].scales_of(j, scales[n]);
+            }
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
                 u32 row = first_row + 16 * m + g;
-                Rows x = NORMED ? load_rows_to_norm(a, row, rows, column + 8 * t, squares[m])
-                                : load_rows(a, row, rows, column + 8 * t);
+                Rows x = NORMED
+                             ? load_rows_to_norm<W::HALVES>(a, row, rows, column, t, squares[m])
+                             : load_rows<W::HALVES>(a, row, rows, column, t);
                 u32 first[4], second[4];
                 first_part(first, x);
                 second_part(second, x);
-#pragma unroll
-                for (int part = 0; part < W::PARTS; ++part) {
-                    // Of two halves of a group, lanes hold one each: the other's count as zero.
-                    u32 mask = W::PARTS == 1 || (int)t / 2 == part ? 0xFFFFFFFF : 0;
-                    float total[4] = {};
-                    if (W::SUMMED) {
-                        // Times one: what each row's inputs add up to.
-                        mma_bf16(total, first, 0x3F803F80 & mask, 0x3F803F80 & mask);
-                        mma_bf16(total, second, 0x3F803F80 & mask, 0x3F803F80 & mask);
-                    }
+                if constexpr (W::GROUPED) {
+                    float totals[W::PARTS][2];
+                    total<W>(first, second, totals);
 #pragma unroll
                     for (int n = 0; n < NT; ++n) {
-                        uint4 w = weights[n].values(j);
-                        if (W::GROUPED) {
-                            float group[4] = {};
-                            mma_bf16(group, first, w.x & mask, w.y & mask);
-                            mma_bf16(group, second, w.z & mask, w.w & mask);
-                            weights[n].scaled(j * W::PARTS + part, group, total[0], total[2],
-                                              sums[m][n]);
-                        } else {
-                            mma_bf16(sums[m][n], first, w.x, w.y);
-                            mma_bf16(sums[m][n], second, w.z, w.w);
-                        }
+                        add_group<W>(first, second, totals, w[n], scales[n], sums[m][n]);
+                    }
+                } else {
+#pragma unroll
+                    for (int n = 0; n < NT; ++n) {
+                        mma_bf16(sums[m][n], first, w[n].x, w[n].y);
+                        mma_bf16(sums[m][n], second, w[n].z, w[n].w);
                     }
                 }
             }
@@ -341,35 +282,35 @@ LINEAR(linear_bf16_16x16, Bf16, 1, 2, false)
 LINEAR(linear_bf16_16x16_norm, Bf16, 1, 2, true)
 LINEAR(linear_bf16_32x16, Bf16, 2, 2, false)
 LINEAR(linear_bf16_64x16, Bf16, 4, 2, false)
-LINEAR(linear_q4_16x8, Q4, 1, 1, false)
-LINEAR(linear_q4_16x8_norm, Q4, 1, 1, true)
-LINEAR(linear_q4_16x16, Q4, 1, 2, false)
-LINEAR(linear_q4_16x16_norm, Q4, 1, 2, true)
-LINEAR(linear_q4_32x16, Q4, 2, 2, false)
-LINEAR(linear_q4_64x16, Q4, 4, 2, false)
-LINEAR(linear_q4h_16x8, Q4Halves, 1, 1, false)
-LINEAR(linear_q4h_16x8_norm, Q4Halves, 1, 1, true)
-LINEAR(linear_q4h_16x16, Q4Halves, 1, 2, false)
-LINEAR(linear_q4h_16x16_norm, Q4Halves, 1, 2, true)
-LINEAR(linear_q4h_32x16, Q4Halves, 2, 2, false)
-LINEAR(linear_q4h_64x16, Q4Halves, 4, 2, false)
-LINEAR(linear_q8_16x8, Q8, 1, 1, false)
-LINEAR(linear_q8_16x8_norm, Q8, 1, 1, true)
-LINEAR(linear_q8_16x16, Q8, 1, 2, false)
-LINEAR(linear_q8_16x16_norm, Q8, 1, 2, true)
-LINEAR(linear_q8_32x16, Q8, 2, 2, false)
-LINEAR(linear_q8_64x16, Q8, 4, 2, false)
-LINEAR(linear_q8m_16x8, Q8Minimum, 1, 1, false)
-LINEAR(linear_q8m_16x8_norm, Q8Minimum, 1, 1, true)
-LINEAR(linear_q8m_16x16, Q8Minimum, 1, 2, false)
-LINEAR(linear_q8m_16x16_norm, Q8Minimum, 1, 2, true)
-LINEAR(linear_q8m_32x16, Q8Minimum, 2, 2, false)
-LINEAR(linear_q8m_64x16, Q8Minimum, 4, 2, false)
-LINEAR(linear_q8h_16x8, Q8Halves, 1, 1, false)
-LINEAR(linear_q8h_16x8_norm, Q8Halves, 1, 1, true)
-LINEAR(linear_q8h_16x16, Q8Halves, 1, 2, false)
-LINEAR(linear_q8h_16x16_norm, Q8Halves, 1, 2, true)
-LINEAR(linear_q8h_32x16, Q8Halves, 2, 2, false)
-LINEAR(linear_q8h_64x16, Q8Halves, 4, 2, false)
+LINEAR(linear_q4_16x8, Quants<Q4>, 1, 1, false)
+LINEAR(linear_q4_16x8_norm, Quants<Q4>, 1, 1, true)
+LINEAR(linear_q4_16x16, Quants<Q4>, 1, 2, false)
+LINEAR(linear_q4_16x16_norm, Quants<Q4>, 1, 2, true)
+LINEAR(linear_q4_32x16, Quants<Q4>, 2, 2, false)
+LINEAR(linear_q4_64x16, Quants<Q4>, 4, 2, false)
+LINEAR(linear_q4h_16x8, Quants<Q4Halves>, 1, 1, false)
+LINEAR(linear_q4h_16x8_norm, Quants<Q4Halves>, 1, 1, true)
+LINEAR(linear_q4h_16x16, Quants<Q4Halves>, 1, 2, false)
+LINEAR(linear_q4h_16x16_norm, Quants<Q4Halves>, 1, 2, true)
+LINEAR(linear_q4h_32x16, Quants<Q4Halves>, 2, 2, false)
+LINEAR(linear_q4h_64x16, Quants<Q4Halves>, 4, 2, false)
+LINEAR(linear_q8_16x8, Quants<Q8>, 1, 1, false)
+LINEAR(linear_q8_16x8_norm, Quants<Q8>, 1, 1, true)
+LINEAR(linear_q8_16x16, Quants<Q8>, 1, 2, false)
+LINEAR(linear_q8_16x16_norm, Quants<Q8>, 1, 2, true)
+LINEAR(linear_q8_32x16, Quants<Q8>, 2, 2, false)
+LINEAR(linear_q8_64x16, Quants<Q8>, 4, 2, false)
+LINEAR(linear_q8m_16x8, Quants<Q8Minimum>, 1, 1, false)
+LINEAR(linear_q8m_16x8_norm, Quants<Q8Minimum>, 1, 1, true)
+LINEAR(linear_q8m_16x16, Quants<Q8Minimum>, 1, 2, false)
+LINEAR(linear_q8m_16x16_norm, Quants<Q8Minimum>, 1, 2, true)
+LINEAR(linear_q8m_32x16, Quants<Q8Minimum>, 2, 2, false)
+LINEAR(linear_q8m_64x16, Quants<Q8Minimum>, 4, 2, false)
+LINEAR(linear_q8h_16x8, Quants<Q8Halves>, 1, 1, false)
+LINEAR(linear_q8h_16x8_norm, Quants<Q8Halves>, 1, 1, true)
+LINEAR(linear_q8h_16x16, Quants<Q8Halves>, 1, 2, false)
+LINEAR(linear_q8h_16x16_norm, Quants<Q8Halves>, 1, 2, true)
+LINEAR(linear_q8h_32x16, Quants<Q8Halves>, 2, 2, false)
+LINEAR(linear_q8h_64x16, Quants<Q8Halves>, 4, 2, false)
 
 #undef LINEAR

@@ -413,7 +413,7 @@ impl Lowering<'_> {
     }
 }
 
-/// The product kernels of a format. Quantised products of many rows go by the kernel for 64.
+/// The product kernels of a format: if deterministic, those of a few rows take many.
 fn names(format: MatrixFormat, normed: bool, deterministic: bool) -> ProductNames {
     let norm = usize::from(normed);
     macro_rules! few {
@@ -426,15 +426,26 @@ fn names(format: MatrixFormat, normed: bool, deterministic: bool) -> ProductName
             ]
         };
     }
-    let few = match format {
-        MatrixFormat::Bf16 => few!("bf16"),
-        MatrixFormat::Q4 => few!("q4"),
-        MatrixFormat::Q4Halves => few!("q4h"),
-        MatrixFormat::Q8 => few!("q8"),
-        MatrixFormat::Q8Minimum => few!("q8m"),
-        MatrixFormat::Q8Halves => few!("q8h"),
+    macro_rules! names {
+        ($of:literal $(, $largest:literal)?) => {
+            (
+                few!($of),
+                &[
+                    concat!("product_", $of, "_64x64"),
+                    concat!("product_", $of, "_64x128"),
+                    $($largest)?
+                ],
+            )
+        };
+    }
+    let (few, many): (_, &[_]) = match format {
+        MatrixFormat::Bf16 => names!("bf16", "product_bf16_128x128"),
+        MatrixFormat::Q4 => names!("q4"),
+        MatrixFormat::Q4Halves => names!("q4h"),
+        MatrixFormat::Q8 => names!("q8"),
+        MatrixFormat::Q8Minimum => names!("q8m"),
+        MatrixFormat::Q8Halves => names!("q8h"),
     };
-    let many = ["product_bf16_64x64", "product_bf16_64x128", "product_bf16_128x128"];
-    let many = (format == MatrixFormat::Bf16 && !deterministic).then_some(many);
+    let many = if deterministic { &[] } else { many };
     ProductNames { few, many }
 }

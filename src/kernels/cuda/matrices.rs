@@ -1,15 +1,18 @@
 //! Weights on their way to device memory. A matrix becomes rows of 128-input pieces, padded with
 //! zeros to whole pieces and to a multiple of 16 outputs:
 //! - bf16: 128 values. Whatever is not quantised is stored so, f32 rounded.
-//! - 4-bit: 16 words, of which word `4 t + j` has inputs `32 j + 8 t + i`: even i in nibble
-//!   `i / 2`, odd ones in nibble `4 + i / 2`.
-//! - 8-bit: bytes, 128 too large each; byte `32 t + 8 j + i` is input `32 j + 8 t + i`.
+//! - 4-bit: 64 bytes, of which word `4 t + j` has the eight values that lane `t` takes of group
+//!   `j`: even ones in nibble `i / 2`, odd ones in nibble `4 + i / 2`.
+//! - 8-bit: two times 64 bytes, 128 too large each; byte `64 (j / 2) + 16 t + 8 (j % 2) + i`.
+//!
+//! A group is 32 inputs, and lane `t` takes those from `8 t` on; where halves of a group have
+//! scales of their own, it takes four of each half, those from `4 t` and from `16 + 4 t` on.
 //!
 //! Beside quantised values stand f16 scales, each followed by a minimum where the format has them:
 //! one for each 32 inputs, or for each 16. Large blocks, whose scales are products, are rounded to
 //! that, which is finer than bf16 is.
 //!
-//! So a lane of `linear.cu` finds what it multiplies with one 16-byte load.
+//! So a lane finds what it multiplies with one 16-byte load: of four groups, or of two.
 
 use std::collections::HashMap;
 use std::panic::resume_unwind;
@@ -266,7 +269,8 @@ impl Pieces {
             for (to, half) in self.scales[at..].chunks_exact_mut(2).zip(halves) {
                 to.copy_from_slice(&f16::from_f32(*half).to_le_bytes());
             }
-            for (t, quants) in quants.chunks_exact(8).enumerate() {
+            for t in 0..4 {
+                let quants = lane_values(&quants, t, parts);
                 if bits == 4 {
                     let nibbles = (0..8).map(|i| {
                         let place = i / 2 + i % 2 * 4;
@@ -276,7 +280,7 @@ impl Pieces {
                     let at = piece * SUPER / 2 + (4 * t + j) * 4;
                     self.values[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 } else {
-                    let at = piece * SUPER + 32 * t + 8 * j;
+                    let at = piece * SUPER + 64 * (j / 2) + 16 * t + 8 * (j % 2);
                     for (to, q) in self.values[at..at + 8].iter_mut().zip(quants) {
                         *to = (q + 128) as u8;
                     }
@@ -284,6 +288,14 @@ impl Pieces {
             }
         }
     }
+}
+
+/// What lane `t` takes of a group that has `parts` scales.
+fn lane_values(group: &[i16; GROUP], t: usize, parts: usize) -> [i16; 8] {
+    std::array::from_fn(|i| match parts {
+        2 => group[16 * (i / 4) + 4 * t + i % 4],
+        _ => group[8 * t + i],
+    })
 }
 
 /// Formats whose scales are products, which f16 does not hold exactly.

@@ -1,7 +1,8 @@
 // The tiled product of many rows with a bf16 matrix: 128 rows × 128 outputs a block, or less where
 // that would leave processors without one, 32 inputs at a time; eight warps, two by four. Two of
 // the largest blocks share a processor: one with 256 outputs fills it alone, and was slower (H200,
-// 2026-11). Where tiles are still too few, several blocks share one, each with a part of the inputs.
+// 2026-11). Where tiles are still too few, several blocks share one, each with a part of the
+// inputs.
 #include "common.cuh"
 
 constexpr int PRODUCT_STEP = 32;
@@ -9,10 +10,11 @@ constexpr int PRODUCT_THREADS = 256;
 /// Steps that are on their way to shared memory, or there, fill so much of it.
 constexpr int PRODUCT_BYTES = 48 << 10;
 
-/// Where 16-byte piece `piece` of row `row` lies in a tile: eight rows of one piece, which are
-/// loaded together, must lie in different banks.
+/// Where 16-byte piece `piece` of row `row` lies in a tile. What is loaded together must lie in
+/// different banks: one piece of eight rows, all pieces of two, and a half of two neighbouring
+/// pieces of four.
 __device__ __forceinline__ u32 tile_place(u32 row, u32 piece) {
-    return row * 64 + (piece ^ (row >> 1 & 3)) * 16;
+    return row * 64 + (piece ^ (row & 2) ^ (row >> 2 & 1)) * 16;
 }
 
 /// Starts to copy one step's tile: `LINES` rows of 32 values; `row_of` says which, and those from
@@ -73,8 +75,54 @@ __device__ __forceinline__ bool add_up(const LinearArgs &a, float (&sums)[M][N][
     return true;
 }
 
-/// Warps take `16 M` rows and `8 N` outputs each: if gated, half of them are gates, and the other
-/// half what these let through.
+/// The outputs of a block whose warps take `8 N` each: if gated, half of them are gates, and the
+/// other half what these let through.
+template <int N>
+struct Outputs {
+    const LinearArgs &a;
+    u32 width, first;
+
+    __device__ __forceinline__ explicit Outputs(const LinearArgs &args)
+        : a(args), width(a.gated ? 4 * N : 8 * N), first(blockIdx.x * 4 * width) {}
+
+    /// Which row of the matrix is line `line` of a tile: one that is not there if it has none.
+    __device__ __forceinline__ u32 operator()(u32 line) const {
+        u32 of = line % (8 * N), up = of >= width;
+        u32 output = first + line / (8 * N) * width + of - up * width;
+        if (a.gated && output >= a.gated) return a.weight.outputs;
+        return output + up * a.gated;
+    }
+};
+
+/// Writes what a warp has added up for its rows, from `first_row` on.
+template <int M, int N>
+__device__ __forceinline__ void finish_tile(const LinearArgs &a, const float (&sums)[M][N][4],
+                                            u32 rows, u32 first_row, const Outputs<N> &outputs) {
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 first_output = outputs.first + warp % 4 * outputs.width;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                u32 row = first_row + 16 * m + lane / 4 + i * 8;
+                u32 output = first_output + 8 * n + lane % 4 * 2;
+                float x = sums[m][n][2 * i], y = sums[m][n][2 * i + 1];
+                if (a.gated) {
+                    if (n >= N / 2 || row >= rows || output >= a.gated) continue;
+                    const float(&up)[4] = sums[m][n % (N / 2) + N / 2];
+                    write_pair(a.output, row, output, silu_times(x, up[2 * i]),
+                               silu_times(y, up[2 * i + 1]));
+                } else if (row < rows && output < a.weight.outputs) {
+                    finish_pair(a, row, output, x, y);
+                }
+            }
+        }
+    }
+}
+
+/// Warps take `16 M` rows and `8 N` outputs each.
 template <int M, int N>
 __device__ __forceinline__ void product(const LinearArgs &a) {
     constexpr int ROWS = 32 * M, OUTPUTS = 32 * N;
@@ -82,8 +130,8 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
     constexpr int STAGE_BYTES = (ROWS + OUTPUTS) * PRODUCT_STEP * 2;
     constexpr int STAGES = PRODUCT_BYTES / STAGE_BYTES;
     SHARED_MEMORY(shared);
-    u32 width = a.gated ? 4 * N : 8 * N;
-    u32 block_row = blockIdx.y * ROWS, block_output = blockIdx.x * 4 * width;
+    Outputs<N> outputs(a);
+    u32 block_row = blockIdx.y * ROWS;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 warp_row = warp / 4 * 16 * M, warp_line = warp % 4 * 8 * N;
     u32 all_steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
@@ -92,12 +140,7 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
     auto load_weights = [&](u32 step) {
         const u16 *weights = (const u16 *)a.weight.values + (first_step + step) * PRODUCT_STEP;
         load_tile<OUTPUTS>(shared + step % STAGES * STAGE_BYTES + ROWS * 64, weights,
-                           a.weight.supers * SUPER, a.weight.outputs, [&](u32 line) {
-                               u32 of = line % (8 * N), up = of >= width;
-                               u32 output = block_output + line / (8 * N) * width + of - up * width;
-                               if (a.gated && output >= a.gated) return a.weight.outputs;
-                               return output + up * a.gated;
-                           });
+                           a.weight.supers * SUPER, a.weight.outputs, outputs);
     };
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
     for (u32 s = 0; s < STAGES - 1 && s < steps; ++s) load_weights(s);
@@ -154,27 +197,7 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
         }
     }
     if (gridDim.z > 1 && !add_up<M, N>(a, sums, shared)) return;
-    u32 first_row = block_row + warp_row, first_output = block_output + warp % 4 * width;
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                u32 row = first_row + 16 * m + lane / 4 + i * 8;
-                u32 output = first_output + 8 * n + lane % 4 * 2;
-                float x = sums[m][n][2 * i], y = sums[m][n][2 * i + 1];
-                if (a.gated) {
-                    if (n >= N / 2 || row >= rows || output >= a.gated) continue;
-                    const float(&up)[4] = sums[m][n % (N / 2) + N / 2];
-                    write_pair(a.output, row, output, silu_times(x, up[2 * i]),
-                               silu_times(y, up[2 * i + 1]));
-                } else if (row < rows && output < a.weight.outputs) {
-                    finish_pair(a, row, output, x, y);
-                }
-            }
-        }
-    }
+    finish_tile<M, N>(a, sums, rows, block_row + warp_row, outputs);
 }
 
 #define PRODUCT(name, M, N)                                         \

@@ -16,21 +16,25 @@ struct EmbedArgs {
 /// Value `column` of row `row` of a matrix.
 __device__ __forceinline__ float matrix_value(const Matrix &m, u32 row, u32 column) {
     u64 super = (u64)row * m.supers + column / SUPER;
-    u32 group = column % SUPER / 32, quad = column % 32 / 8, i = column % 8;
     if (m.format == MATRIX_BF16) {
         return from_bf16(((const u16 *)m.values)[super * SUPER + column % SUPER]);
     }
+    u32 group = column % SUPER / 32, lane = column % 32 / 8, i = column % 8;
     u64 part = super * 4 + group;
-    if (m.format & MATRIX_HALVES) part = part * 2 + quad / 2;
+    if (m.format & MATRIX_HALVES) {
+        u32 half = column % 32 / 16;
+        lane = column % 16 / 4, i = column % 4 + 4 * half;
+        part = part * 2 + half;
+    }
     const u16 *scales = (const u16 *)m.scales;
     float scale = from_f16(scales[m.format & MATRIX_MINIMUM ? part * 2 : part]);
     float minimum = m.format & MATRIX_MINIMUM ? from_f16(scales[part * 2 + 1]) : 0.0f;
     if (m.format & MATRIX_4_BITS) {
-        u32 word = ((const u32 *)m.values)[super * 16 + quad * 4 + group];
+        u32 word = ((const u32 *)m.values)[super * 16 + lane * 4 + group];
         return __fmaf_rn((float)(word >> (i / 2 * 4 + i % 2 * 16) & 15), scale, minimum);
     }
-    int q = (int)((const u8 *)m.values)[super * SUPER + quad * 32 + group * 8 + i] - 128;
-    return __fmaf_rn((float)q, scale, minimum);
+    u64 at = super * SUPER + group / 2 * 64 + lane * 16 + group % 2 * 8 + i;
+    return __fmaf_rn((float)((int)((const u8 *)m.values)[at] - 128), scale, minimum);
 }
 
 /// A block a row.

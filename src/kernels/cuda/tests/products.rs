@@ -160,7 +160,8 @@ const LARGE: [Encoding; 5] =
 fn quantised_products_are_right() {
     let mut random = Random::new(2);
     for encoding in SMALL {
-        for (n, k) in [(24, 1184), (40, 96)] {
+        // Outputs for blocks of every width; enough inputs that blocks share a tile, and too few.
+        for (n, k) in [(24, 1184), (40, 96), (300, 320)] {
             let weight = quantised(&mut random, encoding, n, k);
             for rows in [1, 20, 64, 70] {
                 check(weight.clone(), Epilogue::Store, rows, 1e-5);
@@ -173,10 +174,12 @@ fn quantised_products_are_right() {
 fn products_of_large_blocks_are_right() {
     let mut random = Random::new(6);
     for encoding in LARGE {
-        let weight = quantised(&mut random, encoding, 24, 1280);
-        for rows in [1, 20, 70] {
-            // Scales are rounded to 11 bits.
-            check(weight.clone(), Epilogue::Store, rows, 4e-4);
+        for (n, k) in [(24, 1280), (300, 256)] {
+            let weight = quantised(&mut random, encoding, n, k);
+            for rows in [1, 20, 70] {
+                // Scales are rounded to 11 bits.
+                check(weight.clone(), Epilogue::Store, rows, 4e-4);
+            }
         }
     }
 }
@@ -326,9 +329,11 @@ fn gated_products_are_right() {
         }
     }
     for encoding in [Encoding::Q4One, Encoding::Q8Zero, Encoding::Q6K] {
-        let weight = quantised(&mut random, encoding, 48, 512);
-        for rows in [1, 20, 64, 70] {
-            check_gated(weight.clone(), rows, 1e-3);
+        for gates in [24, 136] {
+            let weight = quantised(&mut random, encoding, 2 * gates, 512);
+            for rows in [1, 20, 64, 70] {
+                check_gated(weight.clone(), rows, 1e-3);
+            }
         }
     }
 }

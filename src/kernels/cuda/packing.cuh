@@ -1,0 +1,132 @@
+// What lanes take of a group of 32 inputs, and values of few bits on their way into a product: for
+// `linear.cu` and `product_quants.cu`. How they lie in memory, `matrices.rs` says.
+#pragma once
+
+#include "common.cuh"
+
+// The order of inputs inside a product is free if both sides agree. Lane (g, t) takes 8 of the 32
+// inputs of group `j` of its row, the first four as its part of one 16-wide product, the last four
+// as its part of another: neighbouring ones from `8 t` on, or, where halves of a group have scales
+// of their own, four of each half, so that each product is one half's.
+
+/// Reads whole 16 bytes, or 8, or 4.
+template <int COUNT>
+__device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
+    if constexpr (COUNT == 1) {
+        to[0] = *from;
+    } else if constexpr (COUNT == 2) {
+        uint2 two = *(const uint2 *)from;
+        to[0] = two.x, to[1] = two.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            uint4 four = *(const uint4 *)(from + i);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        }
+    }
+}
+
+/// Where lane `t` finds its first four inputs of a group, and its last four.
+template <bool HALVES>
+__device__ __forceinline__ uint2 lane_inputs(u32 t) {
+    return HALVES ? uint2{4 * t, 16 + 4 * t} : uint2{8 * t, 8 * t + 4};
+}
+
+/// 8 inputs of rows `row` and `row + 8` as parts of two products.
+struct Rows {
+    uint4 low, high;
+};
+
+__device__ __forceinline__ void first_part(u32 (&part)[4], const Rows &x) {
+    part[0] = x.low.x, part[1] = x.high.x, part[2] = x.low.y, part[3] = x.high.y;
+}
+__device__ __forceinline__ void second_part(u32 (&part)[4], const Rows &x) {
+    part[0] = x.low.z, part[1] = x.high.z, part[2] = x.low.w, part[3] = x.high.w;
+}
+
+/// Values of 4 or 8 bits with a scale and perhaps a minimum for each 32 inputs, or for each 16.
+/// 4-bit values enter the product as 128 + q, 8-bit ones, which are stored 128 too large, as q:
+/// bf16 holds both exactly. Scales come afterwards.
+template <int BITS, bool MINIMUM, bool HALVED>
+struct Packing {
+    static constexpr bool SUMMED = MINIMUM, HALVES = HALVED;
+    static constexpr int PARTS = HALVED ? 2 : 1;
+    /// Words of a lane's values in a group, and words of an output's scales in `GROUPS` groups: a
+    /// scale and a minimum each, or two scales.
+    static constexpr int WORDS = BITS / 4;
+    template <int GROUPS>
+    static constexpr int SCALES = MINIMUM ? GROUPS * PARTS : GROUPS * PARTS / 2;
+    /// Groups of which 64 bytes hold an output's values.
+    static constexpr int CHUNK = 4 / WORDS;
+    static_assert(BITS == 8 || MINIMUM, "4-bit values are above zero");
+
+    /// Two bytes, 128 too large each, as bf16: 2^23 + byte is an f32, and q needs 7 bits.
+    __device__ __forceinline__ static u32 pair(u32 word, int i) {
+        float low = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | i));
+        float high = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | (i + 1)));
+        return __byte_perm(__float_as_uint(low - 8388736.0f), __float_as_uint(high - 8388736.0f),
+                           0x7632);
+    }
+
+    /// A lane's values in a group.
+    __device__ __forceinline__ static uint4 widened(const u32 *words) {
+        u32 first = words[0];
+        if constexpr (BITS == 4) {
+            return {(first & 0x000F000F) | 0x43004300, (first >> 4 & 0x000F000F) | 0x43004300,
+                    (first >> 8 & 0x000F000F) | 0x43004300,
+                    (first >> 12 & 0x000F000F) | 0x43004300};
+        } else {
+            u32 last = words[1];
+            return {pair(first, 0), pair(first, 2), pair(last, 0), pair(last, 2)};
+        }
+    }
+
+    /// By what a group's product is multiplied, and the sum of its inputs.
+    __device__ __forceinline__ static void scale_of(const u32 *scales, int part,
+                                                    float (&to)[2]) {
+        u32 word = scales[MINIMUM ? part : part / 2];
+        to[0] = from_f16((u16)(MINIMUM || part % 2 == 0 ? word : word >> 16));
+        if (MINIMUM) to[1] = from_f16((u16)(word >> 16)) - (BITS == 4 ? 128.0f * to[0] : 0.0f);
+    }
+};
+
+using Q4 = Packing<4, true, false>;
+using Q4Halves = Packing<4, true, true>;
+using Q8 = Packing<8, false, false>;
+using Q8Minimum = Packing<8, true, false>;
+using Q8Halves = Packing<8, true, true>;
+
+/// What the inputs of a group add up to in the two rows of a lane, by part: their product with one.
+template <class P>
+__device__ __forceinline__ void total(const u32 (&first)[4], const u32 (&second)[4],
+                                      float (&totals)[P::PARTS][2]) {
+    if (!P::SUMMED) return;
+    constexpr u32 ONES = 0x3F803F80;
+#pragma unroll
+    for (int part = 0; part < P::PARTS; ++part) {
+        float sums[4] = {};
+        if (!P::HALVES || part == 0) mma_bf16(sums, first, ONES, ONES);
+        if (!P::HALVES || part == 1) mma_bf16(sums, second, ONES, ONES);
+        totals[part][0] = sums[0], totals[part][1] = sums[2];
+    }
+}
+
+/// Adds the product of a group, whose values `w` are still to be scaled.
+template <class P>
+__device__ __forceinline__ void add_group(const u32 (&first)[4], const u32 (&second)[4],
+                                          const float (&totals)[P::PARTS][2], const uint4 &w,
+                                          const float (&scales)[P::PARTS][2][2],
+                                          float (&sums)[4]) {
+#pragma unroll
+    for (int part = 0; part < P::PARTS; ++part) {
+        float group[4] = {};
+        if (!P::HALVES || part == 0) mma_bf16(group, first, w.x, w.y);
+        if (!P::HALVES || part == 1) mma_bf16(group, second, w.z, w.w);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float(&scale)[2] = scales[part][i % 2];
+            sums[i] += scale[0] * group[i];
+            if (P::SUMMED) sums[i] += scale[1] * totals[part][i / 2];
+        }
+    }
+}
