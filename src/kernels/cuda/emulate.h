@@ -246,6 +246,8 @@ inline void load_matrices_turned(u32 (&to)[4], const void *row) {
     }
 }
 
+inline u32 merge_bits(u32 x, u32 mask, u32 bits) { return (x & mask) | bits; }
+
 /// 4, 8 or 16 bytes to shared memory, zeros unless `there`; done when waited for, not before.
 template <int BYTES = 16>
 inline void copy_async(void *to, const void *from, bool there) {

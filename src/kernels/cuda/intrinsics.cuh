@@ -54,6 +54,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+/// `(x & mask) | bits` in one instruction: left to itself, the compiler takes two.
+__device__ __forceinline__ u32 merge_bits(u32 x, u32 mask, u32 bits) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+    return y;
+}
+
 // Warp-wide operations: all lanes take part.
 
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {

@@ -67,48 +67,89 @@ __device__ __forceinline__ void finish_pair(const LinearArgs &a, u32 row, u32 ou
     }
 }
 
+/// Where a lane finds its inputs of two rows, eight from each other: 128 of them, and the 128 after
+/// those of all warps. A row that is not there is the last one again: nobody writes what becomes of
+/// it, and loads need no condition. Only where no lane has a second row, it is not loaded.
 template <bool HALVES>
-__device__ __forceinline__ Rows load_rows(const LinearArgs &a, u32 row, u32 rows, u32 group,
-                                          u32 t) {
-    uint2 at = lane_inputs<HALVES>(t);
-    auto part = [&](u32 of) -> uint4 {
-        if (of >= rows) return {0, 0, 0, 0};
-        const u16 *from = a.input + (u64)of * a.stride + group;
-        if (!HALVES) return *(const uint4 *)(from + at.x);
-        uint2 first = *(const uint2 *)(from + at.x), last = *(const uint2 *)(from + at.y);
-        return {first.x, first.y, last.x, last.y};
-    };
-    return {part(row), part(row + 8)};
-}
+struct PlainRows {
+    static constexpr bool NORMED = false;
+    const u16 *from[2];
+    bool second;
 
-/// As `load_rows`, of rows that are yet to be normalised: they come scaled by the norm's weights,
-/// and their squares are added up, by which the whole sum is divided in the end.
-template <bool HALVES>
-__device__ __forceinline__ Rows load_rows_to_norm(const LinearArgs &a, u32 row, u32 rows,
-                                                  u32 group, u32 t, float (&squares)[2]) {
-    uint2 at = lane_inputs<HALVES>(t);
-    auto load = [&](u32 (&to)[2][4], const float *from) {
-        load_words(to[0], (const u32 *)(from + group + at.x));
-        load_words(to[1], (const u32 *)(from + group + at.y));
-    };
-    u32 scale[2][4];
-    load(scale, a.scales);
-    auto part = [&](u32 of, float &sum) -> uint4 {
-        if (of >= rows) return {0, 0, 0, 0};
-        u32 words[2][4], pairs[4];
-        load(words, a.full + (u64)of * a.full_stride);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const u32 *two = words[i / 2] + i % 2 * 2, *by = scale[i / 2] + i % 2 * 2;
-            float x = __uint_as_float(two[0]), y = __uint_as_float(two[1]);
-            sum += x * x;
-            sum += y * y;
-            pairs[i] = pack_bf16(x * __uint_as_float(by[0]), y * __uint_as_float(by[1]));
+    __device__ __forceinline__ void start(const LinearArgs &a, u32 first_row, u32 rows, u32 input,
+                                          u32 g, u32 t) {
+        second = first_row + 8 < rows;
+        u32 row = first_row + g;
+        for (int i = 0; i < 2; ++i) {
+            from[i] = a.input + (u64)min(row + 8 * i, rows - 1) * a.stride + input;
+            from[i] += lane_inputs<HALVES>(t);
         }
-        return {pairs[0], pairs[1], pairs[2], pairs[3]};
-    };
-    return {part(row, squares[0]), part(row + 8, squares[1])};
-}
+    }
+
+    /// Those of group `j`.
+    __device__ __forceinline__ Rows load(int j, float (&)[2]) const {
+        auto part = [&](const u16 *of) -> uint4 {
+            if (!HALVES) return *(const uint4 *)(of + 32 * j);
+            uint2 first = *(const uint2 *)(of + 32 * j);
+            uint2 last = *(const uint2 *)(of + 32 * j + LAST_INPUTS<HALVES>);
+            return {first.x, first.y, last.x, last.y};
+        };
+        return {part(from[0]), second ? part(from[1]) : uint4{0, 0, 0, 0}};
+    }
+
+    __device__ __forceinline__ void next() {
+        for (int i = 0; i < 2; ++i) from[i] += LINEAR_WARPS * SUPER;
+    }
+};
+
+/// The same of rows that are yet to be normalised: they come scaled by the norm's weights, and
+/// their squares are added up, by which the whole sum is divided in the end.
+template <bool HALVES>
+struct RowsToNorm {
+    static constexpr bool NORMED = true;
+    const float *from[2], *scales;
+    bool second;
+
+    __device__ __forceinline__ void start(const LinearArgs &a, u32 first_row, u32 rows, u32 input,
+                                          u32 g, u32 t) {
+        second = first_row + 8 < rows;
+        u32 row = first_row + g;
+        input += lane_inputs<HALVES>(t);
+        for (int i = 0; i < 2; ++i) {
+            from[i] = a.full + (u64)min(row + 8 * i, rows - 1) * a.full_stride + input;
+        }
+        scales = a.scales + input;
+    }
+
+    __device__ __forceinline__ Rows load(int j, float (&squares)[2]) const {
+        auto read = [&](u32 (&to)[2][4], const float *of) {
+            load_words(to[0], (const u32 *)(of + 32 * j));
+            load_words(to[1], (const u32 *)(of + 32 * j + LAST_INPUTS<HALVES>));
+        };
+        u32 scale[2][4];
+        read(scale, scales);
+        auto part = [&](const float *of, float &sum) -> uint4 {
+            u32 words[2][4], pairs[4];
+            read(words, of);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const u32 *two = words[i / 2] + i % 2 * 2, *by = scale[i / 2] + i % 2 * 2;
+                float x = __uint_as_float(two[0]), y = __uint_as_float(two[1]);
+                sum += x * x;
+                sum += y * y;
+                pairs[i] = pack_bf16(x * __uint_as_float(by[0]), y * __uint_as_float(by[1]));
+            }
+            return {pairs[0], pairs[1], pairs[2], pairs[3]};
+        };
+        uint4 low = part(from[0], squares[0]);
+        return {low, second ? part(from[1], squares[1]) : uint4{0, 0, 0, 0}};
+    }
+
+    __device__ __forceinline__ void next() {
+        for (int i = 0; i < 2; ++i) from[i] += LINEAR_WARPS * SUPER;
+        scales += LINEAR_WARPS * SUPER;
+    }
+};
 
 /// 128 inputs of 8 outputs in bf16.
 struct Bf16 {
@@ -116,9 +157,21 @@ struct Bf16 {
     static constexpr int PARTS = 1;
     uint4 words[4];
 
-    __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
-        const u16 *row = (const u16 *)m.values + ((u64)(output + g) * m.supers + super) * SUPER;
-        for (int j = 0; j < 4; ++j) words[j] = *(const uint4 *)(row + 32 * j + 8 * t);
+    /// Where a lane finds them, and those after all warps'.
+    struct Source {
+        const u16 *values;
+
+        __device__ __forceinline__ void start(const Matrix &m, u32 output, u32 super, u32 g,
+                                              u32 t) {
+            u64 piece = (u64)(output + g) * m.supers + super;
+            values = (const u16 *)m.values + piece * SUPER + lane_inputs<HALVES>(t);
+        }
+    };
+
+    __device__ __forceinline__ void load(Source &from) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) words[j] = *(const uint4 *)(from.values + 32 * j);
+        from.values += LINEAR_WARPS * SUPER;
     }
 
     __device__ __forceinline__ uint4 values(int j) const { return words[j]; }
@@ -132,15 +185,28 @@ struct Quants : P {
     u32 words[LOADS][4];
     u32 scales[2][SCALES];
 
-    __device__ __forceinline__ void load(const Matrix &m, u32 output, u32 super, u32 g, u32 t) {
-        u64 piece = (u64)(output + g) * m.supers + super;
-        const u32 *row = (const u32 *)m.values + piece * 16 * LOADS;
+    struct Source {
+        const u32 *values, *scales[2];
+
+        __device__ __forceinline__ void start(const Matrix &m, u32 output, u32 super, u32 g,
+                                              u32 t) {
+            u64 piece = (u64)(output + g) * m.supers + super;
+            values = (const u32 *)m.values + piece * 16 * LOADS + 4 * t;
+            for (int i = 0; i < 2; ++i) {
+                piece = (u64)(output + 2 * t + i) * m.supers + super;
+                scales[i] = (const u32 *)m.scales + piece * SCALES;
+            }
+        }
+    };
+
+    __device__ __forceinline__ void load(Source &from) {
 #pragma unroll
-        for (int i = 0; i < LOADS; ++i) load_words(words[i], row + 16 * i + 4 * t);
+        for (int i = 0; i < LOADS; ++i) load_words(words[i], from.values + 16 * i);
+        from.values += LINEAR_WARPS * 16 * LOADS;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            u64 at = (u64)(output + 2 * t + i) * m.supers + super;
-            load_words(scales[i], (const u32 *)m.scales + at * SCALES);
+            load_words(scales[i], from.scales[i]);
+            from.scales[i] += LINEAR_WARPS * SCALES;
         }
     }
 
@@ -158,9 +224,10 @@ struct Quants : P {
 
 /// Up to `16 MT` rows and `8 NT` outputs a block, or 8 gated ones with NT = 2; its warps share the
 /// inputs, and add up in the same order whatever MT and NT are, so that a row's sum does not depend
-/// on its company. NORMED: what is multiplied is the norm of rows, which is made on the way.
-template <class W, int MT, int NT, bool NORMED>
+/// on its company. What is multiplied are rows, or their norms, which are made on the way.
+template <class W, int MT, int NT, template <bool> class Input>
 __device__ __forceinline__ void linear(const LinearArgs &a) {
+    constexpr bool NORMED = Input<W::HALVES>::NORMED;
     SHARED_MEMORY(shared);
     bool gated = NT == 2 && a.gated != 0;
     u32 first_row = blockIdx.y * 16 * MT, first_output = blockIdx.x * (gated ? 8 : 8 * NT);
@@ -172,21 +239,26 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     // Where there are registers, so are the next while some are multiplied.
     constexpr bool AHEAD = MT * NT <= 4;
     W weights[NT], next[NT];
+    typename W::Source source[NT];
+#pragma unroll
+    for (int n = 0; n < NT; ++n) source[n].start(a.weight, first_output + apart * n, warp, g, t);
     auto load = [&](W (&to)[NT], u32 super) {
         if (super >= a.weight.supers) return;
 #pragma unroll
-        for (int n = 0; n < NT; ++n) to[n].load(a.weight, first_output + apart * n, super, g, t);
+        for (int n = 0; n < NT; ++n) to[n].load(source[n]);
     };
     load(weights, warp);
     begin();
     u32 rows = row_count(a.step, a.gathered);
     if (first_row >= rows) return;
+    Input<W::HALVES> input[MT];
+#pragma unroll
+    for (int m = 0; m < MT; ++m) input[m].start(a, first_row + 16 * m, rows, warp * SUPER, g, t);
     for (u32 super = warp; super < a.weight.supers; super += LINEAR_WARPS) {
         if (AHEAD) load(next, super + LINEAR_WARPS);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            u32 column = super * SUPER + 32 * j;
-            if (column >= a.weight.inputs) break;
+            if (super * SUPER + 32 * j >= a.weight.inputs) break;
             uint4 w[NT];
             float scales[NT][W::PARTS][2][2];
 #pragma unroll
@@ -196,10 +268,7 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
             }
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
-                u32 row = first_row + 16 * m + g;
-                Rows x = NORMED
-                             ? load_rows_to_norm<W::HALVES>(a, row, rows, column, t, squares[m])
-                             : load_rows<W::HALVES>(a, row, rows, column, t);
+                Rows x = input[m].load(j, squares[m]);
                 u32 first[4], second[4];
                 first_part(first, x);
                 second_part(second, x);
@@ -219,6 +288,8 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
                 }
             }
         }
+#pragma unroll
+        for (int m = 0; m < MT; ++m) input[m].next();
         if (AHEAD) {
 #pragma unroll
             for (int n = 0; n < NT; ++n) weights[n] = next[n];
@@ -272,45 +343,45 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     }
 }
 
-#define LINEAR(name, W, MT, NT, NORMED)                                \
+#define LINEAR(name, W, MT, NT, INPUT)                                 \
     extern "C" __global__ void __launch_bounds__(32 * LINEAR_WARPS)    \
-    name(const __grid_constant__ LinearArgs a) { linear<W, MT, NT, NORMED>(a); }
+    name(const __grid_constant__ LinearArgs a) { linear<W, MT, NT, INPUT>(a); }
 
-LINEAR(linear_bf16_16x8, Bf16, 1, 1, false)
-LINEAR(linear_bf16_16x8_norm, Bf16, 1, 1, true)
-LINEAR(linear_bf16_16x16, Bf16, 1, 2, false)
-LINEAR(linear_bf16_16x16_norm, Bf16, 1, 2, true)
-LINEAR(linear_bf16_32x16, Bf16, 2, 2, false)
-LINEAR(linear_bf16_64x16, Bf16, 4, 2, false)
-LINEAR(linear_q4_16x8, Quants<Q4>, 1, 1, false)
-LINEAR(linear_q4_16x8_norm, Quants<Q4>, 1, 1, true)
-LINEAR(linear_q4_16x16, Quants<Q4>, 1, 2, false)
-LINEAR(linear_q4_16x16_norm, Quants<Q4>, 1, 2, true)
-LINEAR(linear_q4_32x16, Quants<Q4>, 2, 2, false)
-LINEAR(linear_q4_64x16, Quants<Q4>, 4, 2, false)
-LINEAR(linear_q4h_16x8, Quants<Q4Halves>, 1, 1, false)
-LINEAR(linear_q4h_16x8_norm, Quants<Q4Halves>, 1, 1, true)
-LINEAR(linear_q4h_16x16, Quants<Q4Halves>, 1, 2, false)
-LINEAR(linear_q4h_16x16_norm, Quants<Q4Halves>, 1, 2, true)
-LINEAR(linear_q4h_32x16, Quants<Q4Halves>, 2, 2, false)
-LINEAR(linear_q4h_64x16, Quants<Q4Halves>, 4, 2, false)
-LINEAR(linear_q8_16x8, Quants<Q8>, 1, 1, false)
-LINEAR(linear_q8_16x8_norm, Quants<Q8>, 1, 1, true)
-LINEAR(linear_q8_16x16, Quants<Q8>, 1, 2, false)
-LINEAR(linear_q8_16x16_norm, Quants<Q8>, 1, 2, true)
-LINEAR(linear_q8_32x16, Quants<Q8>, 2, 2, false)
-LINEAR(linear_q8_64x16, Quants<Q8>, 4, 2, false)
-LINEAR(linear_q8m_16x8, Quants<Q8Minimum>, 1, 1, false)
-LINEAR(linear_q8m_16x8_norm, Quants<Q8Minimum>, 1, 1, true)
-LINEAR(linear_q8m_16x16, Quants<Q8Minimum>, 1, 2, false)
-LINEAR(linear_q8m_16x16_norm, Quants<Q8Minimum>, 1, 2, true)
-LINEAR(linear_q8m_32x16, Quants<Q8Minimum>, 2, 2, false)
-LINEAR(linear_q8m_64x16, Quants<Q8Minimum>, 4, 2, false)
-LINEAR(linear_q8h_16x8, Quants<Q8Halves>, 1, 1, false)
-LINEAR(linear_q8h_16x8_norm, Quants<Q8Halves>, 1, 1, true)
-LINEAR(linear_q8h_16x16, Quants<Q8Halves>, 1, 2, false)
-LINEAR(linear_q8h_16x16_norm, Quants<Q8Halves>, 1, 2, true)
-LINEAR(linear_q8h_32x16, Quants<Q8Halves>, 2, 2, false)
-LINEAR(linear_q8h_64x16, Quants<Q8Halves>, 4, 2, false)
+LINEAR(linear_bf16_16x8, Bf16, 1, 1, PlainRows)
+LINEAR(linear_bf16_16x8_norm, Bf16, 1, 1, RowsToNorm)
+LINEAR(linear_bf16_16x16, Bf16, 1, 2, PlainRows)
+LINEAR(linear_bf16_16x16_norm, Bf16, 1, 2, RowsToNorm)
+LINEAR(linear_bf16_32x16, Bf16, 2, 2, PlainRows)
+LINEAR(linear_bf16_64x16, Bf16, 4, 2, PlainRows)
+LINEAR(linear_q4_16x8, Quants<Q4>, 1, 1, PlainRows)
+LINEAR(linear_q4_16x8_norm, Quants<Q4>, 1, 1, RowsToNorm)
+LINEAR(linear_q4_16x16, Quants<Q4>, 1, 2, PlainRows)
+LINEAR(linear_q4_16x16_norm, Quants<Q4>, 1, 2, RowsToNorm)
+LINEAR(linear_q4_32x16, Quants<Q4>, 2, 2, PlainRows)
+LINEAR(linear_q4_64x16, Quants<Q4>, 4, 2, PlainRows)
+LINEAR(linear_q4h_16x8, Quants<Q4Halves>, 1, 1, PlainRows)
+LINEAR(linear_q4h_16x8_norm, Quants<Q4Halves>, 1, 1, RowsToNorm)
+LINEAR(linear_q4h_16x16, Quants<Q4Halves>, 1, 2, PlainRows)
+LINEAR(linear_q4h_16x16_norm, Quants<Q4Halves>, 1, 2, RowsToNorm)
+LINEAR(linear_q4h_32x16, Quants<Q4Halves>, 2, 2, PlainRows)
+LINEAR(linear_q4h_64x16, Quants<Q4Halves>, 4, 2, PlainRows)
+LINEAR(linear_q8_16x8, Quants<Q8>, 1, 1, PlainRows)
+LINEAR(linear_q8_16x8_norm, Quants<Q8>, 1, 1, RowsToNorm)
+LINEAR(linear_q8_16x16, Quants<Q8>, 1, 2, PlainRows)
+LINEAR(linear_q8_16x16_norm, Quants<Q8>, 1, 2, RowsToNorm)
+LINEAR(linear_q8_32x16, Quants<Q8>, 2, 2, PlainRows)
+LINEAR(linear_q8_64x16, Quants<Q8>, 4, 2, PlainRows)
+LINEAR(linear_q8m_16x8, Quants<Q8Minimum>, 1, 1, PlainRows)
+LINEAR(linear_q8m_16x8_norm, Quants<Q8Minimum>, 1, 1, RowsToNorm)
+LINEAR(linear_q8m_16x16, Quants<Q8Minimum>, 1, 2, PlainRows)
+LINEAR(linear_q8m_16x16_norm, Quants<Q8Minimum>, 1, 2, RowsToNorm)
+LINEAR(linear_q8m_32x16, Quants<Q8Minimum>, 2, 2, PlainRows)
+LINEAR(linear_q8m_64x16, Quants<Q8Minimum>, 4, 2, PlainRows)
+LINEAR(linear_q8h_16x8, Quants<Q8Halves>, 1, 1, PlainRows)
+LINEAR(linear_q8h_16x8_norm, Quants<Q8Halves>, 1, 1, RowsToNorm)
+LINEAR(linear_q8h_16x16, Quants<Q8Halves>, 1, 2, PlainRows)
+LINEAR(linear_q8h_16x16_norm, Quants<Q8Halves>, 1, 2, RowsToNorm)
+LINEAR(linear_q8h_32x16, Quants<Q8Halves>, 2, 2, PlainRows)
+LINEAR(linear_q8h_64x16, Quants<Q8Halves>, 4, 2, PlainRows)
 
 #undef LINEAR

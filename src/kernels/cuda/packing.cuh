@@ -26,11 +26,13 @@ __device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
     }
 }
 
-/// Where lane `t` finds its first four inputs of a group, and its last four.
+/// Where lane `t` finds its first four inputs of a group, and how much further its last four.
 template <bool HALVES>
-__device__ __forceinline__ uint2 lane_inputs(u32 t) {
-    return HALVES ? uint2{4 * t, 16 + 4 * t} : uint2{8 * t, 8 * t + 4};
+__device__ __forceinline__ u32 lane_inputs(u32 t) {
+    return HALVES ? 4 * t : 8 * t;
 }
+template <bool HALVES>
+constexpr u32 LAST_INPUTS = HALVES ? 16 : 4;
 
 /// 8 inputs of rows `row` and `row + 8` as parts of two products.
 struct Rows {
@@ -72,9 +74,8 @@ struct Packing {
     __device__ __forceinline__ static uint4 widened(const u32 *words) {
         u32 first = words[0];
         if constexpr (BITS == 4) {
-            return {(first & 0x000F000F) | 0x43004300, (first >> 4 & 0x000F000F) | 0x43004300,
-                    (first >> 8 & 0x000F000F) | 0x43004300,
-                    (first >> 12 & 0x000F000F) | 0x43004300};
+            auto pair = [](u32 word) { return merge_bits(word, 0x000F000F, 0x43004300); };
+            return {pair(first), pair(first >> 4), pair(first >> 8), pair(first >> 12)};
         } else {
             u32 last = words[1];
             return {pair(first, 0), pair(first, 2), pair(last, 0), pair(last, 2)};

@@ -17,18 +17,50 @@ __device__ __forceinline__ u32 tile_place(u32 row, u32 piece) {
     return row * 64 + (piece ^ (row & 2) ^ (row >> 2 & 1)) * 16;
 }
 
-/// Starts to copy one step's tile: `LINES` rows of 32 values; `row_of` says which, and those from
-/// `end` on are zero.
-template <int LINES, class F>
-__device__ __forceinline__ void load_tile(unsigned char *tile, const u16 *from, u64 stride,
-                                          u32 end, F row_of) {
-    for (u32 i = threadIdx.x; i < LINES * 4; i += PRODUCT_THREADS) {
-        u32 line = i / 4, piece = i % 4, row = row_of(line);
-        bool there = row < end;
-        const u16 *values = from + (there ? row * stride + piece * 8 : 0);
-        copy_async(tile + tile_place(line, piece), values, there);
+/// What a thread copies of a tile: 16 of the 64 bytes of each 64th of its `LINES` lines. Where from
+/// is found out once: what a step takes must be little beside its products.
+template <int LINES>
+struct TileCopy {
+    static constexpr int COUNT = LINES / 64;
+    const unsigned char *from[COUNT];
+    bool there[COUNT];
+    u32 to;
+
+    /// Lines begin at `first`, and `stride` bytes from each other; `row_of` says which row a line
+    /// is, and those from `end` on are zero.
+    template <class F>
+    __device__ __forceinline__ TileCopy(const void *first, u64 stride, u32 end, F row_of) {
+        u32 line = threadIdx.x / 4, piece = threadIdx.x % 4;
+        to = tile_place(line, piece);
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            u32 row = row_of(line + 64 * i);
+            there[i] = row < end;
+            from[i] = (const unsigned char *)first + (there[i] ? row * stride : 0) + piece * 16;
+        }
     }
-}
+
+    /// Starts to copy the next 64 bytes of each line.
+    __device__ __forceinline__ void next(unsigned char *tile) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            copy_async(tile + to + i * 64 * 64, from[i], there[i]);
+            from[i] += 64;
+        }
+    }
+};
+
+/// Where in shared memory the next of `COUNT` stages of `BYTES` lies.
+template <int COUNT, int BYTES>
+struct Ring {
+    u32 at = 0;
+
+    __device__ __forceinline__ u32 next() {
+        u32 now = at;
+        at = now == (COUNT - 1) * BYTES ? 0 : now + BYTES;
+        return now;
+    }
+};
 
 /// Sums of the blocks of one tile, in the last of them to end: in fixed order, so that bits do not
 /// depend on who that is. False in the others.
@@ -52,7 +84,11 @@ __device__ __forceinline__ bool add_up(const LinearArgs &a, float (&sums)[M][N][
     __threadfence();
     __syncthreads();
     u32 *arrived = (u32 *)shared;
-    if (threadIdx.x == 0) *arrived = atomicAdd(a.arrived + tile, 1u) + 1;
+    if (threadIdx.x == 0) {
+        // Of what the others have written before the barrier, too.
+        __threadfence();
+        *arrived = atomicAdd(a.arrived + tile, 1u) + 1;
+    }
     __syncthreads();
     if (*arrived != gridDim.z) return false;
     // For the next product.
@@ -137,13 +173,13 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
     u32 all_steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
     u32 first_step = all_steps * blockIdx.z / gridDim.z;
     u32 steps = all_steps * (blockIdx.z + 1) / gridDim.z - first_step;
-    auto load_weights = [&](u32 step) {
-        const u16 *weights = (const u16 *)a.weight.values + (first_step + step) * PRODUCT_STEP;
-        load_tile<OUTPUTS>(shared + step % STAGES * STAGE_BYTES + ROWS * 64, weights,
-                           a.weight.supers * SUPER, a.weight.outputs, outputs);
-    };
+    using Stages = Ring<STAGES, STAGE_BYTES>;
+    Stages weight_stages, row_stages, read_stages;
+    const u16 *weights = (const u16 *)a.weight.values + first_step * PRODUCT_STEP;
+    TileCopy<OUTPUTS> weight_copy(weights, a.weight.supers * SUPER * 2, a.weight.outputs, outputs);
+    auto load_weights = [&] { weight_copy.next(shared + ROWS * 64 + weight_stages.next()); };
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
-    for (u32 s = 0; s < STAGES - 1 && s < steps; ++s) load_weights(s);
+    for (u32 s = 0; s < STAGES - 1 && s < steps; ++s) load_weights();
     begin();
     u32 rows = row_count(a.step, a.gathered);
     if (block_row >= rows) {
@@ -151,41 +187,37 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
         copy_wait<0>();
         return;
     }
-    auto load_rows = [&](u32 step) {
-        load_tile<ROWS>(shared + step % STAGES * STAGE_BYTES,
-                        a.input + (first_step + step) * PRODUCT_STEP, a.stride, rows,
-                        [&](u32 line) { return block_row + line; });
-    };
+    TileCopy<ROWS> row_copy(a.input + first_step * PRODUCT_STEP, a.stride * 2, rows,
+                            [&](u32 line) { return block_row + line; });
+    auto load_rows = [&] { row_copy.next(shared + row_stages.next()); };
     float sums[M][N][4] = {};
     for (u32 s = 0; s < STAGES - 1; ++s) {
-        if (s < steps) load_rows(s);
+        if (s < steps) load_rows();
         copy_commit();
     }
+    // Of a lane's first matrix in a stage; the others lie whole rows, or two pieces, from there.
+    // Those of weights: outputs 0-7 and inputs 0-7, 0-7 and 8-15, 8-15 and 0-7, 8-15 both.
+    u32 left_place = tile_place(warp_row + lane % 16, lane / 16);
+    u32 right_place =
+        ROWS * 64 + tile_place(warp_line + lane / 16 * 8 + lane % 8, lane / 8 % 2);
     for (u32 s = 0; s < steps; ++s) {
         copy_wait<STAGES - 2>();
         __syncthreads();
-        u32 ahead = s + STAGES - 1;
-        if (ahead < steps) {
-            load_weights(ahead);
-            load_rows(ahead);
+        if (s + STAGES - 1 < steps) {
+            load_weights();
+            load_rows();
         }
         copy_commit();
-        const unsigned char *x = shared + s % STAGES * STAGE_BYTES;
-        const unsigned char *w = x + ROWS * 64;
+        const unsigned char *stage = shared + read_stages.next();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             u32 left[M][4], right[N / 2][4];
+            const unsigned char *x = stage + (left_place ^ half * 32);
+            const unsigned char *w = stage + (right_place ^ half * 32);
 #pragma unroll
-            for (int m = 0; m < M; ++m) {
-                u32 row = warp_row + 16 * m + lane % 16;
-                load_matrices(left[m], x + tile_place(row, 2 * half + lane / 16));
-            }
+            for (int m = 0; m < M; ++m) load_matrices(left[m], x + m * 16 * 64);
 #pragma unroll
-            for (int n = 0; n < N / 2; ++n) {
-                // Matrices: outputs 0-7 and inputs 0-7, 0-7 and 8-15, 8-15 and 0-7, 8-15 both.
-                u32 output = warp_line + 16 * n + lane / 16 * 8 + lane % 8;
-                load_matrices(right[n], w + tile_place(output, 2 * half + lane / 8 % 2));
-            }
+            for (int n = 0; n < N / 2; ++n) load_matrices(right[n], w + n * 16 * 64);
 #pragma unroll
             for (int m = 0; m < M; ++m) {
 #pragma unroll

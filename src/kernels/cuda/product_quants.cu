@@ -9,61 +9,97 @@
 /// Steps whose rows are on their way, or there; of what 64 bytes of an output hold there are two.
 constexpr int ROW_STAGES = 3;
 
-/// Starts to copy `PIECES` times `BYTES` bytes of each of `LINES` outputs from `offset` on;
-/// `output_of` says which, and those from `end` on are zero.
-template <int LINES, int PIECES, int BYTES, class F>
-__device__ __forceinline__ void load_pieces(unsigned char *tile, const unsigned char *from,
-                                            u64 stride, u64 offset, u32 end, F output_of) {
-    for (u32 i = threadIdx.x; i < LINES * PIECES; i += PRODUCT_THREADS) {
-        u32 line = i / PIECES, piece = i % PIECES, output = output_of(line);
-        bool there = output < end;
-        const unsigned char *at = from + (there ? output * stride + offset + piece * BYTES : 0);
-        copy_async<BYTES>(tile + i * BYTES, at, there);
+/// What a thread copies of the scales of a tile's `LINES` outputs, `BYTES` for each chunk: at most
+/// one piece.
+template <int LINES, int BYTES>
+struct ScaleCopy {
+    static constexpr int PIECE = BYTES < 16 ? BYTES : 16, PIECES = BYTES / PIECE;
+    static_assert(LINES * PIECES <= PRODUCT_THREADS, "at most one piece");
+    const unsigned char *from;
+    bool there;
+
+    /// As `TileCopy`.
+    template <class F>
+    __device__ __forceinline__ ScaleCopy(const void *first, u64 stride, u32 end, F row_of) {
+        u32 row = row_of(threadIdx.x / PIECES);
+        there = row < end;
+        from = (const unsigned char *)first + (there ? row * stride : 0) +
+               threadIdx.x % PIECES * PIECE;
     }
+
+    /// Starts to copy the next of each output.
+    __device__ __forceinline__ void next(unsigned char *to) {
+        if (threadIdx.x < LINES * PIECES) copy_async<PIECE>(to + threadIdx.x * PIECE, from, there);
+        from += BYTES;
+    }
+};
+
+/// Where in a tile lane `t` finds its inputs of a row, as `lane_inputs` has it: all, or both halves.
+template <bool HALVES>
+__device__ __forceinline__ uint2 tile_inputs(u32 row, u32 t) {
+    if (!HALVES) return {tile_place(row, t), 0};
+    return {tile_place(row, t / 2) + t % 2 * 8, tile_place(row, t / 2 + 2) + t % 2 * 8};
 }
 
-/// What lane `t` takes of a row of a tile, as `lane_inputs` has it.
 template <bool HALVES>
-__device__ __forceinline__ uint4 tile_inputs(const unsigned char *tile, u32 row, u32 t) {
-    if (!HALVES) return *(const uint4 *)(tile + tile_place(row, t));
-    uint2 first = *(const uint2 *)(tile + tile_place(row, t / 2) + t % 2 * 8);
-    uint2 last = *(const uint2 *)(tile + tile_place(row, t / 2 + 2) + t % 2 * 8);
+__device__ __forceinline__ uint4 load_inputs(const unsigned char *tile, uint2 places) {
+    if (!HALVES) return *(const uint4 *)(tile + places.x);
+    uint2 first = *(const uint2 *)(tile + places.x), last = *(const uint2 *)(tile + places.y);
     return {first.x, first.y, last.x, last.y};
 }
 
-/// Warps take 32 rows and `8 N` outputs each.
+/// Products of a group, or of its halves, with eight rows, of which `x` are a lane's inputs.
+template <class P>
+__device__ __forceinline__ void multiply(float (&to)[P::PARTS][4], const u32 (&first)[4],
+                                         const u32 (&second)[4], const uint4 &x) {
+#pragma unroll
+    for (int part = 0; part < P::PARTS; ++part) {
+        for (int i = 0; i < 4; ++i) to[part][i] = 0.0f;
+    }
+    mma_bf16(to[0], first, x.x, x.y);
+    mma_bf16(to[P::PARTS - 1], second, x.z, x.w);
+}
+
+/// Warps take 32 rows and `8 N` outputs each. Unlike in `product.cu`, outputs are the 16 lines of an
+/// instruction and rows its 8 columns: so what a lane loads of a row is in the right registers, and
+/// what values become is made in them.
 template <class P, int N>
 __device__ __forceinline__ void product_quants(const LinearArgs &a) {
-    constexpr int M = 2, ROWS = 32 * M, OUTPUTS = 32 * N, ROW_BYTES = ROWS * 64;
+    constexpr int ROWS = 64, OUTPUTS = 32 * N, ROW_BYTES = ROWS * 64;
+    /// Of a warp.
+    constexpr int TILES = N / 2, ROW_TILES = 4;
     /// Steps for which 64 bytes of an output suffice, and bytes of its scales for them.
     constexpr int STEPS = P::CHUNK, WORDS = P::template SCALES<STEPS>, SCALE_BYTES = 4 * WORDS;
-    constexpr int SCALE_PIECE = SCALE_BYTES < 16 ? SCALE_BYTES : 16;
     constexpr int CHUNK_BYTES = OUTPUTS * (64 + SCALE_BYTES);
     static_assert(ROW_STAGES * ROW_BYTES + 2 * CHUNK_BYTES <= PRODUCT_BYTES, "it must fit");
     // Then what a step needs is two steps old, as its rows are.
     static_assert(STEPS >= ROW_STAGES - 1, "copies of a step are waited for together");
     SHARED_MEMORY(shared);
     unsigned char *chunks = shared + ROW_STAGES * ROW_BYTES;
+    Ring<ROW_STAGES, ROW_BYTES> row_stages, read_stages;
+    Ring<2, CHUNK_BYTES> chunk_stages, read_chunks;
     Outputs<N> outputs(a);
     u32 block_row = blockIdx.y * ROWS;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    u32 warp_row = warp / 4 * 16 * M, warp_line = warp % 4 * 8 * N;
+    u32 warp_row = warp / 4 * 8 * ROW_TILES, warp_line = warp % 4 * 8 * N;
     u32 all_steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
     u32 all_chunks = (all_steps + STEPS - 1) / STEPS;
     u32 first_chunk = all_chunks * blockIdx.z / gridDim.z;
     u32 end = all_chunks * (blockIdx.z + 1) / gridDim.z * STEPS;
     u32 first_step = first_chunk * STEPS, steps = (end < all_steps ? end : all_steps) - first_step;
-    auto load_chunk = [&](u32 chunk) {
-        unsigned char *to = chunks + chunk % 2 * CHUNK_BYTES;
-        u64 of = first_chunk + chunk, stride = a.weight.supers * (4 / STEPS);
-        load_pieces<OUTPUTS, 4, 16>(to, (const unsigned char *)a.weight.values, stride * 64,
-                                    of * 64, a.weight.outputs, outputs);
-        load_pieces<OUTPUTS, SCALE_BYTES / SCALE_PIECE, SCALE_PIECE>(
-            to + OUTPUTS * 64, (const unsigned char *)a.weight.scales, stride * SCALE_BYTES,
-            of * SCALE_BYTES, a.weight.outputs, outputs);
+    u64 row_chunks = a.weight.supers * (4 / STEPS);
+    TileCopy<OUTPUTS> value_copy((const u8 *)a.weight.values + first_chunk * 64, row_chunks * 64,
+                                 a.weight.outputs, outputs);
+    ScaleCopy<OUTPUTS, SCALE_BYTES> scale_copy(
+        (const u8 *)a.weight.scales + first_chunk * SCALE_BYTES, row_chunks * SCALE_BYTES,
+        a.weight.outputs, outputs);
+    auto load_chunk = [&] {
+        unsigned char *to = chunks + chunk_stages.next();
+        value_copy.next(to);
+        scale_copy.next(to + OUTPUTS * 64);
     };
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
-    load_chunk(0);
+    load_chunk();
     begin();
     u32 rows = row_count(a.step, a.gathered);
     if (block_row >= rows) {
@@ -71,68 +107,93 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
         copy_wait<0>();
         return;
     }
-    auto load_rows = [&](u32 step) {
-        load_tile<ROWS>(shared + step % ROW_STAGES * ROW_BYTES,
-                        a.input + (first_step + step) * PRODUCT_STEP, a.stride, rows,
-                        [&](u32 line) { return block_row + line; });
-    };
-    float sums[M][N][4] = {};
+    TileCopy<ROWS> row_copy(a.input + first_step * PRODUCT_STEP, a.stride * 2, rows,
+                            [&](u32 line) { return block_row + line; });
+    auto load_rows = [&] { row_copy.next(shared + row_stages.next()); };
+    float sums[TILES][ROW_TILES][4] = {};
     for (u32 s = 0; s < ROW_STAGES - 1; ++s) {
-        if (s < steps) load_rows(s);
+        if (s < steps) load_rows();
         copy_commit();
     }
-    for (u32 chunk = 0; chunk * STEPS < steps; ++chunk) {
-        const unsigned char *values = chunks + chunk % 2 * CHUNK_BYTES;
-        const u32 *scales = (const u32 *)(values + OUTPUTS * 64);
+    // Where a lane's first row lies in a stage, and its first output's values and scales in a
+    // chunk; the others lie whole rows from there.
+    uint2 row_place = tile_inputs<P::HALVES>(warp_row + g, t);
+    u32 value_place = tile_place(warp_line + g, t);
+    u32 scale_place = OUTPUTS * 64 + (warp_line + g) * SCALE_BYTES;
+    for (u32 first = 0; first < steps; first += STEPS) {
+        const unsigned char *chunk = chunks + read_chunks.next();
         u32 words[N][4];
 #pragma unroll
         for (int j = 0; j < STEPS; ++j) {
-            u32 s = chunk * STEPS + j, ahead = s + ROW_STAGES - 1;
+            u32 s = first + j;
             if (s >= steps) break;
             copy_wait<ROW_STAGES - 2>();
             __syncthreads();
-            if (j == 0 && (chunk + 1) * STEPS < steps) load_chunk(chunk + 1);
-            if (ahead < steps) load_rows(ahead);
+            if (j == 0 && first + STEPS < steps) load_chunk();
+            if (s + ROW_STAGES - 1 < steps) load_rows();
             copy_commit();
             if (j == 0) {
 #pragma unroll
                 for (int n = 0; n < N; ++n) {
-                    load_words(words[n], (const u32 *)(values + (warp_line + 8 * n + g) * 64) +
-                                             4 * t);
+                    load_words(words[n], (const u32 *)(chunk + value_place + n * 8 * 64));
                 }
             }
-            const unsigned char *x = shared + s % ROW_STAGES * ROW_BYTES;
-            u32 first[M][4], second[M][4];
-            float totals[M][P::PARTS][2];
+            const unsigned char *stage = shared + read_stages.next();
+            uint4 x[ROW_TILES];
+            float totals[ROW_TILES][P::PARTS][4];
 #pragma unroll
-            for (int m = 0; m < M; ++m) {
-                u32 row = warp_row + 16 * m + g;
-                Rows two = {tile_inputs<P::HALVES>(x, row, t),
-                            tile_inputs<P::HALVES>(x, row + 8, t)};
-                first_part(first[m], two);
-                second_part(second[m], two);
-                total<P>(first[m], second[m], totals[m]);
+            for (int r = 0; r < ROW_TILES; ++r) {
+                x[r] = load_inputs<P::HALVES>(stage + r * 8 * 64, row_place);
+                if (!P::SUMMED) continue;
+                // One times the inputs: what they add up to, of rows 2t and 2t + 1.
+                constexpr u32 ONES[4] = {0x3F803F80, 0x3F803F80, 0x3F803F80, 0x3F803F80};
+                multiply<P>(totals[r], ONES, ONES, x[r]);
             }
 #pragma unroll
-            for (int n = 0; n < N; ++n) {
-                uint4 w = P::widened(words[n] + j * P::WORDS);
-                float scale[P::PARTS][2][2];
+            for (int tile = 0; tile < TILES; ++tile) {
+                uint4 low = P::widened(words[2 * tile] + j * P::WORDS);
+                uint4 high = P::widened(words[2 * tile + 1] + j * P::WORDS);
+                u32 first_half[4] = {low.x, high.x, low.y, high.y};
+                u32 second_half[4] = {low.z, high.z, low.w, high.w};
+                float scale[2][P::PARTS][2];
 #pragma unroll
-                for (int part = 0; part < P::PARTS; ++part) {
-                    for (int i = 0; i < 2; ++i) {
-                        const u32 *of = scales + (warp_line + 8 * n + 2 * t + i) * WORDS;
-                        P::scale_of(of, j * P::PARTS + part, scale[part][i]);
+                for (int i = 0; i < 2 * P::PARTS; ++i) {
+                    u32 place = scale_place + (16 * tile + i / P::PARTS * 8) * SCALE_BYTES;
+                    P::scale_of((const u32 *)(chunk + place), j * P::PARTS + i % P::PARTS,
+                                scale[i / P::PARTS][i % P::PARTS]);
+                }
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; ++r) {
+                    float group[P::PARTS][4];
+                    multiply<P>(group, first_half, second_half, x[r]);
+#pragma unroll
+                    for (int i = 0; i < 4 * P::PARTS; ++i) {
+                        int part = i / 4, cell = i % 4;
+                        const float(&by)[2] = scale[cell / 2][part];
+                        sums[tile][r][cell] += by[0] * group[part][cell];
+                        if (P::SUMMED) sums[tile][r][cell] += by[1] * totals[r][part][cell % 2];
                     }
-                }
-#pragma unroll
-                for (int m = 0; m < M; ++m) {
-                    add_group<P>(first[m], second[m], totals[m], w, scale, sums[m][n]);
                 }
             }
         }
     }
-    if (gridDim.z > 1 && !add_up<M, N>(a, sums, shared)) return;
-    finish_tile<M, N>(a, sums, rows, block_row + warp_row, outputs);
+    if (gridDim.z > 1 && !add_up<TILES, ROW_TILES>(a, sums, shared)) return;
+    u32 first_output = outputs.first + warp % 4 * outputs.width + g;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2 * ROW_TILES; ++i) {
+            u32 row = block_row + warp_row + i / 2 * 8 + 2 * t + i % 2;
+            u32 output = first_output + 8 * n;
+            auto sum = [&](int of) { return sums[of / 2][i / 2][of % 2 * 2 + i % 2]; };
+            if (a.gated) {
+                if (n >= N / 2 || row >= rows || output >= a.gated) continue;
+                write(a.output, row, output, silu_times(sum(n), sum(n % (N / 2) + N / 2)));
+            } else if (row < rows && output < a.weight.outputs) {
+                finish(a, row, output, sum(n));
+            }
+        }
+    }
 }
 
 #define PRODUCT(name, P, N)                                            \
