@@ -443,6 +443,7 @@ impl Gpu for Driver {
     }
 
     fn release_graph(&mut self, graph: GraphId) -> Result<(), GpuError> {
+        self.bind()?;
         let ready = std::mem::replace(&mut self.graphs[graph.0], null_mut());
         // SAFETY: stream and graph are ours and open; nobody asks for this graph again.
         unsafe {

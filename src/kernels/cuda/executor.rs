@@ -291,7 +291,7 @@ impl Executor {
     /// The device failed.
     pub fn record(&mut self, lane: usize) -> Result<usize, GpuError> {
         let Some(Lane { lowered, graphs, .. }) = &mut self.lanes[lane] else { return Ok(0) };
-        *graphs = Graphs::record(lowered, &mut *self.gpu)?;
+        graphs.record(lowered, &mut *self.gpu)?;
         Ok(graphs.len())
     }
 

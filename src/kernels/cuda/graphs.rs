@@ -30,37 +30,37 @@ pub(super) struct Graphs {
 
 impl Graphs {
     /// Records the decode steps of a generator, small ones first, until the memory for graphs is
-    /// used up.
+    /// used up. Those from before are given back.
     ///
     /// # Errors
-    /// The device failed.
-    pub(super) fn record(lowered: &Lowered, gpu: &mut dyn Gpu) -> Result<Self, GpuError> {
-        let mut this = Self::default();
+    /// The device failed; graphs that were recorded until then stay.
+    pub(super) fn record(&mut self, lowered: &Lowered, gpu: &mut dyn Gpu) -> Result<(), GpuError> {
+        std::mem::take(self).release(gpu)?;
         if lowered.choose.is_none() {
-            return Ok(this);
+            return Ok(());
         }
         let most = bucket(&BUCKETS, lowered.gathered_max as u32);
         let mut used = 0;
         for rows in BUCKETS.into_iter().filter(|rows| most >= Some(*rows)) {
             for splits in SPLITS {
                 let counts = decode_counts(rows, splits, lowered);
-                if this.graphs.contains_key(&counts) {
+                if self.graphs.contains_key(&counts) {
                     continue;
                 }
                 if used >= GRAPH_BYTES {
-                    tracing::info!(graphs = this.graphs.len(), "no memory for larger graphs");
-                    return Ok(this);
+                    tracing::info!(graphs = self.graphs.len(), "no memory for larger graphs");
+                    return Ok(());
                 }
                 let free = gpu.free_bytes()?;
                 gpu.begin_graph()?;
                 let launched = lowered.launch(gpu, &counts);
                 let graph = gpu.end_graph();
                 launched?;
-                this.graphs.insert(counts, graph?);
+                self.graphs.insert(counts, graph?);
                 used += free.saturating_sub(gpu.free_bytes()?).min(ONE_GRAPH_BYTES);
             }
         }
-        Ok(this)
+        Ok(())
     }
 
     /// Gives their memory back.

@@ -153,5 +153,8 @@ pub(in crate::kernels::cuda) fn gating_of<'o>(
     let plain = epilogue == Epilogue::Store && bias.is_none();
     // Gates are taken by eight.
     let fits = weight.n == gating.input.width && weight.n.is_multiple_of(16);
-    (plain && fits && output == Activation::Full(gating.input)).then_some(gating)
+    // Blocks that still multiply would read what others have written.
+    let apart = op.input() != Some(gating.output);
+    let next = output == Activation::Full(gating.input);
+    (plain && fits && apart && next).then_some(gating)
 }

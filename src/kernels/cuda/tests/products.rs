@@ -339,6 +339,37 @@ fn gated_products_are_right() {
 }
 
 #[test]
+fn gates_do_not_overwrite_rows_that_are_still_multiplied() {
+    let mut random = Random::new(14);
+    // As wide as what it is made of, the hidden layer has the same scratch buffer.
+    let (k, rows) = (160, 40);
+    let table = dense(&mut random, VOCABULARY, k, 1.0);
+    let [up, down] =
+        [2 * k, k].map(|n| Dense { weight: dense(&mut random, n, k, 0.125), bias: None });
+    let scale = Scale { weight: vec![1.0; k].into(), bias: None, eps: 1e-5 };
+    let run = |apart: bool| {
+        let mut builder = Builder::new(Capacity { rows, yields: rows, context: rows });
+        let [input, gate_up, output] = [k, 2 * k, k].map(|n| builder.full(Rows::All, n));
+        let table = table.clone();
+        builder.push(Op::Embed(Embed { table, positions: None, types: None, output: input }));
+        let normed = builder.input_for(&up.weight, Rows::All);
+        let own = Activation::Full(builder.full(Rows::All, k));
+        let gated = if apart { own } else { builder.input_for(&down.weight, Rows::All) };
+        assert_eq!(gated == normed, !apart);
+        builder.norm(&scale, input, normed);
+        builder.linear(&up, normed, Epilogue::Store, gate_up);
+        builder.push(Op::GatedSilu(GatedSilu { input: gate_up, output: gated }));
+        builder.linear(&down, gated, Epilogue::Store, output);
+        let mut pair = Pair::new(builder.finish(output, None));
+        pair.step(&spans(&[rows], VOCABULARY)).unwrap();
+        pair.device.output(0, rows).unwrap()
+    };
+    let expected: Vec<f64> = run(true).into_iter().map(f64::from).collect();
+    let error = error(&run(false), expected);
+    assert!(error <= 1e-2, "{error}");
+}
+
+#[test]
 fn a_rows_bits_do_not_depend_on_its_company() {
     let mut random = Random::new(4);
     let table = dense(&mut random, VOCABULARY, 320, 1.0);
