@@ -35,24 +35,45 @@ __device__ __forceinline__ Split split_of(u32 length, u32 index) {
     return {min(index * each, blocks), min((index + 1) * each, blocks), count};
 }
 
-/// Starts to copy keys and values of one block of a KV head, with `threads` threads of which this
-/// is `thread`. Values from position `there` on become zero: what lies there may be infinite.
-template <int SIZE>
+/// The 16-byte pieces that one of `THREADS` threads copies to a tile of 32 rows: one of each
+/// `EACH`th row.
+template <int SIZE, int THREADS>
+struct Pieces {
+    static constexpr int OF_ROW = SIZE / 8, EACH = THREADS / OF_ROW, COUNT = BLOCK_TOKENS / EACH;
+    u32 row, piece, first;
+
+    __device__ __forceinline__ explicit Pieces(u32 thread)
+        : row(thread / OF_ROW), piece(thread % OF_ROW), first(piece_place<SIZE>(row, piece)) {}
+
+    /// Where in the tile number `i` lies.
+    __device__ __forceinline__ u32 place(int i) const {
+        return (first ^ EACH * i % 8 * 16) + EACH * i * SIZE * 2;
+    }
+};
+
+/// Starts to copy keys and values of one block of a KV head, by `THREADS` threads of which this is
+/// `thread`. Values from position `there` on become zero: what lies there may be infinite.
+template <int SIZE, int THREADS>
 __device__ __forceinline__ void load_block(unsigned char *to, const u16 *block, const Cache &cache,
-                                           u32 head, u32 there, u32 thread, u32 threads) {
+                                           u32 head, u32 there, u32 thread) {
     const u16 *keys = block + (u64)head * cache.head_dim * BLOCK_TOKENS;
     const u16 *values = keys + (u64)cache.heads * cache.head_dim * BLOCK_TOKENS;
-    for (u32 i = thread; i < SIZE * 4; i += threads) {
-        u32 d = i / 4, piece = i % 4;
-        bool inside = d < cache.head_dim;
-        copy_async(to + piece_place<32>(d, piece), keys + (inside ? i * 8 : 0), inside);
+    Pieces<BLOCK_TOKENS, THREADS> key(thread);
+#pragma unroll
+    for (int i = 0; i < SIZE * 4 / THREADS; ++i) {
+        bool inside = key.row + key.EACH * i < cache.head_dim;
+        const u16 *from = keys + (inside ? (thread + THREADS * i) * 8 : 0);
+        copy_async(to + key.place(i), from, inside);
     }
-    unsigned char *second = to + SIZE * 64;
-    for (u32 i = thread; i < BLOCK_TOKENS * (SIZE / 8); i += threads) {
-        u32 position = i / (SIZE / 8), piece = i % (SIZE / 8);
-        bool inside = position < there && piece * 8 < cache.head_dim;
-        const u16 *from = values + (inside ? position * cache.head_dim + piece * 8 : 0);
-        copy_async(second + piece_place<SIZE>(position, piece), from, inside);
+    Pieces<SIZE, THREADS> value(thread);
+    bool within = value.piece * 8 < cache.head_dim;
+    values += value.piece * 8;
+#pragma unroll
+    for (int i = 0; i < value.COUNT; ++i) {
+        u32 position = value.row + value.EACH * i;
+        bool inside = within && position < there;
+        const u16 *from = inside ? values + position * cache.head_dim : keys;
+        copy_async(to + SIZE * 64 + value.place(i), from, inside);
     }
 }
 
@@ -78,7 +99,7 @@ __device__ __forceinline__ void attend_small(const AttentionArgs &a) {
     // and where the next lies is known before it is asked for.
     auto start_block = [&](const u16 *block, u32 index) {
         u32 there = length - index * BLOCK_TOKENS;
-        load_block<SIZE>(memory, block, a.cache, head, there, lane, 32);
+        load_block<SIZE, 32>(memory, block, a.cache, head, there, lane);
         copy_commit();
     };
     u32 own = split.first + warp;
@@ -181,12 +202,14 @@ struct Paged {
     Span span;
     u32 head;
 
+    __device__ __forceinline__ Paged(const AttentionArgs &args, const Span &of, u32 kv_head)
+        : a(args), span(of), head(kv_head) {}
     __device__ __forceinline__ u32 group() const { return a.heads / a.cache.heads; }
     __device__ __forceinline__ u32 visible(u32 row) const { return span.start + row + 1; }
     __device__ __forceinline__ void load(unsigned char *to, u32 index, u32 end) const {
         const u16 *block = cache_block(a.cache, a.step, span.blocks, index);
-        load_block<SIZE>(to, block, a.cache, head, end - index * BLOCK_TOKENS, threadIdx.x,
-                         ATTENTION_THREADS);
+        load_block<SIZE, ATTENTION_THREADS>(to, block, a.cache, head, end - index * BLOCK_TOKENS,
+                                            threadIdx.x);
     }
     template <class A>
     __device__ __forceinline__ void scores(const A &attention, const unsigned char *keys,
@@ -202,22 +225,31 @@ struct Packed {
     const AttentionArgs &a;
     Span span;
     u32 head;
+    Pieces<SIZE, ATTENTION_THREADS> pieces;
+    /// This thread's first piece of keys.
+    const u16 *keys;
 
+    __device__ __forceinline__ Packed(const AttentionArgs &args, const Span &of, u32 kv_head)
+        : a(args), span(of), head(kv_head), pieces(threadIdx.x) {
+        u32 column = (a.heads + head) * a.cache.head_dim + pieces.piece * 8;
+        keys = (const u16 *)a.qkv.data + (u64)(span.first + pieces.row) * a.qkv.stride + column;
+    }
     __device__ __forceinline__ u32 group() const { return a.heads / a.cache.heads; }
     __device__ __forceinline__ u32 visible(u32 row) const {
         return a.causal ? row + 1 : span.rows;
     }
     __device__ __forceinline__ void load(unsigned char *to, u32 index, u32 end) const {
-        u32 size = a.cache.head_dim;
-        for (u32 i = threadIdx.x; i < 2 * BLOCK_TOKENS * (SIZE / 8); i += ATTENTION_THREADS) {
-            u32 part = i / (BLOCK_TOKENS * (SIZE / 8));
-            u32 row = i / (SIZE / 8) % BLOCK_TOKENS, piece = i % (SIZE / 8);
-            u32 position = index * BLOCK_TOKENS + row;
-            bool inside = position < end && piece * 8 < size;
-            u32 column = (a.heads + part * a.cache.heads + head) * size + piece * 8;
-            u64 at = inside ? (u64)(span.first + position) * a.qkv.stride + column : 0;
-            copy_async(to + part * SIZE * 64 + piece_place<SIZE>(row, piece),
-                       (const u16 *)a.qkv.data + at, inside);
+        const u16 *from = keys + (u64)index * BLOCK_TOKENS * a.qkv.stride;
+        u32 position = index * BLOCK_TOKENS + pieces.row;
+        bool within = pieces.piece * 8 < a.cache.head_dim;
+        u32 apart = a.cache.heads * a.cache.head_dim;
+#pragma unroll
+        for (int i = 0; i < pieces.COUNT; ++i) {
+            bool inside = within && position + pieces.EACH * i < end;
+            const u16 *key = inside ? from : (const u16 *)a.qkv.data;
+            copy_async(to + pieces.place(i), key, inside);
+            copy_async(to + SIZE * 64 + pieces.place(i), key + (inside ? apart : 0), inside);
+            from += pieces.EACH * a.qkv.stride;
         }
     }
     template <class A>
@@ -235,7 +267,7 @@ __device__ __forceinline__ void attend_large(const AttentionArgs &a) {
     if (blockIdx.x >= a.step->large_tiles) return;
     Tile tile = a.step->large[blockIdx.x];
     Span span = a.step->span[tile.span];
-    Source source{a, span, blockIdx.y};
+    Source source(a, span, blockIdx.y);
     u32 group = source.group(), size = a.cache.head_dim;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     u32 packed_rows = span.rows * group;
