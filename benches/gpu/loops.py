@@ -77,8 +77,9 @@ def main():
         best = loop(code, labels)
         if best and name.startswith(args.only):
             registers, spilled = resources[name]
-            tensor, all_of = best
-            print(f"| {name} | {registers} | {spilled} | {tensor} | {all_of} | {all_of / tensor:.1f} |")
+            tensor, whole = best
+            figures = [registers, spilled, tensor, whole, f"{whole / tensor:.1f}"]
+            print("|", " | ".join(map(str, [name, *figures])), "|")
 
 
 if __name__ == "__main__":

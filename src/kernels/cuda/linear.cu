@@ -67,39 +67,27 @@ __device__ __forceinline__ void finish_pair(const LinearArgs &a, u32 row, u32 ou
     }
 }
 
-/// Where a lane finds its inputs of two rows, eight from each other: 128 of them, and the 128 after
-/// those of all warps. A row that is not there is the last one again: nobody writes what becomes of
-/// it, and loads need no condition. Only where no lane has a second row, it is not loaded.
+/// Where a lane finds its inputs of a row: 128 of them, and the 128 after those of all warps. A row
+/// that is not there is the last one again: nobody writes what becomes of it.
 template <bool HALVES>
 struct PlainRows {
     static constexpr bool NORMED = false;
-    const u16 *from[2];
-    bool second;
+    const u16 *from;
 
-    __device__ __forceinline__ void start(const LinearArgs &a, u32 first_row, u32 rows, u32 input,
-                                          u32 g, u32 t) {
-        second = first_row + 8 < rows;
-        u32 row = first_row + g;
-        for (int i = 0; i < 2; ++i) {
-            from[i] = a.input + (u64)min(row + 8 * i, rows - 1) * a.stride + input;
-            from[i] += lane_inputs<HALVES>(t);
-        }
+    __device__ __forceinline__ void start(const LinearArgs &a, u32 row, u32 rows, u32 input,
+                                          u32 t) {
+        from = a.input + (u64)min(row, rows - 1) * a.stride + input + lane_inputs<HALVES>(t);
     }
 
     /// Those of group `j`.
-    __device__ __forceinline__ Rows load(int j, float (&)[2]) const {
-        auto part = [&](const u16 *of) -> uint4 {
-            if (!HALVES) return *(const uint4 *)(of + 32 * j);
-            uint2 first = *(const uint2 *)(of + 32 * j);
-            uint2 last = *(const uint2 *)(of + 32 * j + LAST_INPUTS<HALVES>);
-            return {first.x, first.y, last.x, last.y};
-        };
-        return {part(from[0]), second ? part(from[1]) : uint4{0, 0, 0, 0}};
+    __device__ __forceinline__ uint4 load(int j, float &) const {
+        if (!HALVES) return *(const uint4 *)(from + 32 * j);
+        uint2 first = *(const uint2 *)(from + 32 * j);
+        uint2 last = *(const uint2 *)(from + 32 * j + LAST_INPUTS<HALVES>);
+        return {first.x, first.y, last.x, last.y};
     }
 
-    __device__ __forceinline__ void next() {
-        for (int i = 0; i < 2; ++i) from[i] += LINEAR_WARPS * SUPER;
-    }
+    __device__ __forceinline__ void next() { from += LINEAR_WARPS * SUPER; }
 };
 
 /// The same of rows that are yet to be normalised: they come scaled by the norm's weights, and
@@ -107,46 +95,36 @@ struct PlainRows {
 template <bool HALVES>
 struct RowsToNorm {
     static constexpr bool NORMED = true;
-    const float *from[2], *scales;
-    bool second;
+    const float *from, *scales;
 
-    __device__ __forceinline__ void start(const LinearArgs &a, u32 first_row, u32 rows, u32 input,
-                                          u32 g, u32 t) {
-        second = first_row + 8 < rows;
-        u32 row = first_row + g;
+    __device__ __forceinline__ void start(const LinearArgs &a, u32 row, u32 rows, u32 input,
+                                          u32 t) {
         input += lane_inputs<HALVES>(t);
-        for (int i = 0; i < 2; ++i) {
-            from[i] = a.full + (u64)min(row + 8 * i, rows - 1) * a.full_stride + input;
-        }
+        from = a.full + (u64)min(row, rows - 1) * a.full_stride + input;
         scales = a.scales + input;
     }
 
-    __device__ __forceinline__ Rows load(int j, float (&squares)[2]) const {
-        auto read = [&](u32 (&to)[2][4], const float *of) {
-            load_words(to[0], (const u32 *)(of + 32 * j));
-            load_words(to[1], (const u32 *)(of + 32 * j + LAST_INPUTS<HALVES>));
-        };
-        u32 scale[2][4];
-        read(scale, scales);
-        auto part = [&](const float *of, float &sum) -> uint4 {
-            u32 words[2][4], pairs[4];
-            read(words, of);
+    __device__ __forceinline__ uint4 load(int j, float &squares) const {
+        u32 pairs[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const u32 *two = words[i / 2] + i % 2 * 2, *by = scale[i / 2] + i % 2 * 2;
-                float x = __uint_as_float(two[0]), y = __uint_as_float(two[1]);
-                sum += x * x;
-                sum += y * y;
-                pairs[i] = pack_bf16(x * __uint_as_float(by[0]), y * __uint_as_float(by[1]));
+        for (int half = 0; half < 2; ++half) {
+            u32 at = 32 * j + half * LAST_INPUTS<HALVES>, words[4], scale[4];
+            load_words(words, (const u32 *)(from + at));
+            load_words(scale, (const u32 *)(scales + at));
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                float x = __uint_as_float(words[i]), y = __uint_as_float(words[i + 1]);
+                squares += x * x;
+                squares += y * y;
+                pairs[half * 2 + i / 2] = pack_bf16(x * __uint_as_float(scale[i]),
+                                                    y * __uint_as_float(scale[i + 1]));
             }
-            return {pairs[0], pairs[1], pairs[2], pairs[3]};
-        };
-        uint4 low = part(from[0], squares[0]);
-        return {low, second ? part(from[1], squares[1]) : uint4{0, 0, 0, 0}};
+        }
+        return {pairs[0], pairs[1], pairs[2], pairs[3]};
     }
 
     __device__ __forceinline__ void next() {
-        for (int i = 0; i < 2; ++i) from[i] += LINEAR_WARPS * SUPER;
+        from += LINEAR_WARPS * SUPER;
         scales += LINEAR_WARPS * SUPER;
     }
 };
@@ -183,19 +161,16 @@ struct Quants : P {
     static constexpr bool GROUPED = true;
     static constexpr int LOADS = 4 / P::CHUNK, SCALES = P::template SCALES<4>;
     u32 words[LOADS][4];
-    u32 scales[2][SCALES];
+    u32 scales[SCALES];
 
     struct Source {
-        const u32 *values, *scales[2];
+        const u32 *values, *scales;
 
         __device__ __forceinline__ void start(const Matrix &m, u32 output, u32 super, u32 g,
                                               u32 t) {
             u64 piece = (u64)(output + g) * m.supers + super;
             values = (const u32 *)m.values + piece * 16 * LOADS + 4 * t;
-            for (int i = 0; i < 2; ++i) {
-                piece = (u64)(output + 2 * t + i) * m.supers + super;
-                scales[i] = (const u32 *)m.scales + piece * SCALES;
-            }
+            scales = (const u32 *)m.scales + piece * SCALES;
         }
     };
 
@@ -203,120 +178,106 @@ struct Quants : P {
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) load_words(words[i], from.values + 16 * i);
         from.values += LINEAR_WARPS * 16 * LOADS;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            load_words(scales[i], from.scales[i]);
-            from.scales[i] += LINEAR_WARPS * SCALES;
-        }
+        load_words(scales, from.scales);
+        from.scales += LINEAR_WARPS * SCALES;
     }
 
     __device__ __forceinline__ uint4 values(int j) const {
         return P::widened(words[j / P::CHUNK] + j % P::CHUNK * P::WORDS);
     }
-    /// Of group `j`: by part, and by output.
-    __device__ __forceinline__ void scales_of(int j, float (&to)[P::PARTS][2][2]) const {
-#pragma unroll
-        for (int part = 0; part < P::PARTS; ++part) {
-            for (int i = 0; i < 2; ++i) P::scale_of(scales[i], j * P::PARTS + part, to[part][i]);
-        }
-    }
 };
 
-/// Up to `16 MT` rows and `8 NT` outputs a block, or 8 gated ones with NT = 2; its warps share the
-/// inputs, and add up in the same order whatever MT and NT are, so that a row's sum does not depend
-/// on its company. What is multiplied are rows, or their norms, which are made on the way.
-template <class W, int MT, int NT, template <bool> class Input>
+/// Up to `8 ROW_TILES` rows and `8 N` outputs a block, or 8 gated ones with N = 2; its warps share
+/// the inputs, and add up in the same order whatever ROW_TILES and N are, so that a row's sum does
+/// not depend on its company. What is multiplied are rows, or their norms, which are made on the
+/// way.
+template <class W, int ROW_TILES, int N, template <bool> class Input>
 __device__ __forceinline__ void linear(const LinearArgs &a) {
     constexpr bool NORMED = Input<W::HALVES>::NORMED;
+    constexpr int ROWS = 8 * ROW_TILES, OUTPUTS = 8 * N;
     SHARED_MEMORY(shared);
-    bool gated = NT == 2 && a.gated != 0;
-    u32 first_row = blockIdx.y * 16 * MT, first_output = blockIdx.x * (gated ? 8 : 8 * NT);
+    bool gated = N == 2 && a.gated != 0;
+    u32 first_row = blockIdx.y * ROWS, first_output = blockIdx.x * (gated ? 8 : OUTPUTS);
     u32 apart = gated ? a.gated : 8;
     u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    float sums[MT][NT][4] = {};
-    float squares[MT][2] = {};
+    float sums[ROW_TILES][4] = {};
+    float squares[ROW_TILES] = {};
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
     // Where there are registers, so are the next while some are multiplied.
-    constexpr bool AHEAD = MT * NT <= 4;
-    W weights[NT], next[NT];
-    typename W::Source source[NT];
+    constexpr bool AHEAD = ROW_TILES * N <= 8;
+    W weights[N], next[N];
+    typename W::Source source[N];
 #pragma unroll
-    for (int n = 0; n < NT; ++n) source[n].start(a.weight, first_output + apart * n, warp, g, t);
-    auto load = [&](W (&to)[NT], u32 super) {
+    for (int n = 0; n < N; ++n) source[n].start(a.weight, first_output + apart * n, warp, g, t);
+    auto load = [&](W (&to)[N], u32 super) {
         if (super >= a.weight.supers) return;
 #pragma unroll
-        for (int n = 0; n < NT; ++n) to[n].load(source[n]);
+        for (int n = 0; n < N; ++n) to[n].load(source[n]);
     };
     load(weights, warp);
     begin();
     u32 rows = row_count(a.step, a.gathered);
     if (first_row >= rows) return;
-    Input<W::HALVES> input[MT];
+    int there = rows - first_row;
+    Input<W::HALVES> input[ROW_TILES];
 #pragma unroll
-    for (int m = 0; m < MT; ++m) input[m].start(a, first_row + 16 * m, rows, warp * SUPER, g, t);
+    for (int r = 0; r < ROW_TILES; ++r) {
+        input[r].start(a, first_row + 8 * r + g, rows, warp * SUPER, t);
+    }
     for (u32 super = warp; super < a.weight.supers; super += LINEAR_WARPS) {
         if (AHEAD) load(next, super + LINEAR_WARPS);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             if (super * SUPER + 32 * j >= a.weight.inputs) break;
-            uint4 w[NT];
-            float scales[NT][W::PARTS][2][2];
+            const uint4 none = {0, 0, 0, 0};
+            Lines of = lines(weights[0].values(j), N == 2 ? weights[N - 1].values(j) : none);
+            float scales[N][W::PARTS][2];
+            if constexpr (W::GROUPED) {
 #pragma unroll
-            for (int n = 0; n < NT; ++n) {
-                w[n] = weights[n].values(j);
-                if constexpr (W::GROUPED) weights[n].scales_of(j, scales[n]);
+                for (int n = 0; n < N; ++n) W::scales_of(weights[n].scales, j, scales[n]);
+            }
+            // All rows are asked for before the first is waited for.
+            uint4 x[ROW_TILES];
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; ++r) {
+                x[r] = r == 0 || 8 * r < there ? input[r].load(j, squares[r]) : none;
             }
 #pragma unroll
-            for (int m = 0; m < MT; ++m) {
-                Rows x = input[m].load(j, squares[m]);
-                u32 first[4], second[4];
-                first_part(first, x);
-                second_part(second, x);
+            for (int r = 0; r < ROW_TILES; ++r) {
+                if (r > 0 && 8 * r >= there) break;
                 if constexpr (W::GROUPED) {
-                    float totals[W::PARTS][2];
-                    total<W>(first, second, totals);
-#pragma unroll
-                    for (int n = 0; n < NT; ++n) {
-                        add_group<W>(first, second, totals, w[n], scales[n], sums[m][n]);
-                    }
+                    float totals[W::PARTS][4];
+                    add_inputs<W>(totals, x[r]);
+                    add_group<W>(sums[r], of, x[r], totals, scales);
                 } else {
-#pragma unroll
-                    for (int n = 0; n < NT; ++n) {
-                        mma_bf16(sums[m][n], first, w[n].x, w[n].y);
-                        mma_bf16(sums[m][n], second, w[n].z, w[n].w);
-                    }
+                    mma_bf16(sums[r], of.first, x[r].x, x[r].y);
+                    mma_bf16(sums[r], of.second, x[r].z, x[r].w);
                 }
             }
         }
 #pragma unroll
-        for (int m = 0; m < MT; ++m) input[m].next();
+        for (int r = 0; r < ROW_TILES; ++r) input[r].next();
         if (AHEAD) {
 #pragma unroll
-            for (int n = 0; n < NT; ++n) weights[n] = next[n];
+            for (int n = 0; n < N; ++n) weights[n] = next[n];
         } else {
             load(weights, super + LINEAR_WARPS);
         }
     }
-    constexpr int CELLS = 16 * MT * 8 * NT;
+    constexpr int CELLS = ROWS * OUTPUTS;
     float *parts = (float *)shared, *norms = parts + LINEAR_WARPS * CELLS;
-    if (NORMED) {
 #pragma unroll
-        for (int i = 0; i < 2 * MT; ++i) {
-            float sum = squares[i / 2][i % 2];
+    for (int r = 0; r < ROW_TILES; ++r) {
+        if (NORMED) {
+            float sum = squares[r];
             sum += shuffle_xor(sum, 1);
             sum += shuffle_xor(sum, 2);
-            if (t == 0) norms[warp * 16 * MT + 8 * i + g] = sum;
+            if (t == 0) norms[warp * ROWS + 8 * r + g] = sum;
         }
-    }
 #pragma unroll
-    for (int m = 0; m < MT; ++m) {
-#pragma unroll
-        for (int n = 0; n < NT; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                u32 row = 16 * m + g + i / 2 * 8, output = 8 * n + 2 * t + i % 2;
-                parts[warp * CELLS + row * 8 * NT + output] = sums[m][n][i];
-            }
+        for (int i = 0; i < 2 * N; ++i) {
+            u32 row = 8 * r + 2 * t + i % 2, output = i / 2 * 8 + g;
+            parts[warp * CELLS + row * OUTPUTS + output] = sums[r][i];
         }
     }
     __syncthreads();
@@ -325,63 +286,63 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
         for (int w = 0; w < LINEAR_WARPS; ++w) sum += parts[w * CELLS + cell];
         if (!NORMED) return sum;
         float square = 0.0f;
-        for (int w = 0; w < LINEAR_WARPS; ++w) square += norms[w * 16 * MT + cell / (8 * NT)];
+        for (int w = 0; w < LINEAR_WARPS; ++w) square += norms[w * ROWS + cell / OUTPUTS];
         return sum * rsqrtf(square / (float)a.weight.inputs + a.eps);
     };
     if (gated) {
-        for (u32 i = threadIdx.x; i < 16 * MT * 8; i += 32 * LINEAR_WARPS) {
-            u32 row = first_row + i / 8, cell = i / 8 * 8 * NT + i % 8;
+        for (u32 i = threadIdx.x; i < ROWS * 8; i += 32 * LINEAR_WARPS) {
+            u32 row = first_row + i / 8, cell = i / 8 * OUTPUTS + i % 8;
             float y = silu_times(sum_of(cell), sum_of(cell + 8));
             if (row < rows) write(a.output, row, first_output + i % 8, y);
         }
         return;
     }
     for (u32 cell = threadIdx.x; cell < CELLS; cell += 32 * LINEAR_WARPS) {
-        u32 row = first_row + cell / (8 * NT), output = first_output + cell % (8 * NT);
+        u32 row = first_row + cell / OUTPUTS, output = first_output + cell % OUTPUTS;
         float sum = sum_of(cell);
         if (row < rows && output < a.weight.outputs) finish(a, row, output, sum);
     }
 }
 
-#define LINEAR(name, W, MT, NT, INPUT)                                 \
+#define LINEAR(name, W, ROW_TILES, N, INPUT)                           \
     extern "C" __global__ void __launch_bounds__(32 * LINEAR_WARPS)    \
-    name(const __grid_constant__ LinearArgs a) { linear<W, MT, NT, INPUT>(a); }
+    name(const __grid_constant__ LinearArgs a) { linear<W, ROW_TILES, N, INPUT>(a); }
 
-LINEAR(linear_bf16_16x8, Bf16, 1, 1, PlainRows)
-LINEAR(linear_bf16_16x8_norm, Bf16, 1, 1, RowsToNorm)
-LINEAR(linear_bf16_16x16, Bf16, 1, 2, PlainRows)
-LINEAR(linear_bf16_16x16_norm, Bf16, 1, 2, RowsToNorm)
-LINEAR(linear_bf16_32x16, Bf16, 2, 2, PlainRows)
-LINEAR(linear_bf16_64x16, Bf16, 4, 2, PlainRows)
-LINEAR(linear_q4_16x8, Quants<Q4>, 1, 1, PlainRows)
-LINEAR(linear_q4_16x8_norm, Quants<Q4>, 1, 1, RowsToNorm)
-LINEAR(linear_q4_16x16, Quants<Q4>, 1, 2, PlainRows)
-LINEAR(linear_q4_16x16_norm, Quants<Q4>, 1, 2, RowsToNorm)
-LINEAR(linear_q4_32x16, Quants<Q4>, 2, 2, PlainRows)
-LINEAR(linear_q4_64x16, Quants<Q4>, 4, 2, PlainRows)
-LINEAR(linear_q4h_16x8, Quants<Q4Halves>, 1, 1, PlainRows)
-LINEAR(linear_q4h_16x8_norm, Quants<Q4Halves>, 1, 1, RowsToNorm)
-LINEAR(linear_q4h_16x16, Quants<Q4Halves>, 1, 2, PlainRows)
-LINEAR(linear_q4h_16x16_norm, Quants<Q4Halves>, 1, 2, RowsToNorm)
-LINEAR(linear_q4h_32x16, Quants<Q4Halves>, 2, 2, PlainRows)
-LINEAR(linear_q4h_64x16, Quants<Q4Halves>, 4, 2, PlainRows)
-LINEAR(linear_q8_16x8, Quants<Q8>, 1, 1, PlainRows)
-LINEAR(linear_q8_16x8_norm, Quants<Q8>, 1, 1, RowsToNorm)
-LINEAR(linear_q8_16x16, Quants<Q8>, 1, 2, PlainRows)
-LINEAR(linear_q8_16x16_norm, Quants<Q8>, 1, 2, RowsToNorm)
-LINEAR(linear_q8_32x16, Quants<Q8>, 2, 2, PlainRows)
-LINEAR(linear_q8_64x16, Quants<Q8>, 4, 2, PlainRows)
-LINEAR(linear_q8m_16x8, Quants<Q8Minimum>, 1, 1, PlainRows)
-LINEAR(linear_q8m_16x8_norm, Quants<Q8Minimum>, 1, 1, RowsToNorm)
-LINEAR(linear_q8m_16x16, Quants<Q8Minimum>, 1, 2, PlainRows)
-LINEAR(linear_q8m_16x16_norm, Quants<Q8Minimum>, 1, 2, RowsToNorm)
-LINEAR(linear_q8m_32x16, Quants<Q8Minimum>, 2, 2, PlainRows)
-LINEAR(linear_q8m_64x16, Quants<Q8Minimum>, 4, 2, PlainRows)
-LINEAR(linear_q8h_16x8, Quants<Q8Halves>, 1, 1, PlainRows)
-LINEAR(linear_q8h_16x8_norm, Quants<Q8Halves>, 1, 1, RowsToNorm)
-LINEAR(linear_q8h_16x16, Quants<Q8Halves>, 1, 2, PlainRows)
-LINEAR(linear_q8h_16x16_norm, Quants<Q8Halves>, 1, 2, RowsToNorm)
-LINEAR(linear_q8h_32x16, Quants<Q8Halves>, 2, 2, PlainRows)
-LINEAR(linear_q8h_64x16, Quants<Q8Halves>, 4, 2, PlainRows)
+LINEAR(linear_bf16_16x8, Bf16, 2, 1, PlainRows)
+LINEAR(linear_bf16_16x8_norm, Bf16, 2, 1, RowsToNorm)
+LINEAR(linear_bf16_16x16, Bf16, 2, 2, PlainRows)
+LINEAR(linear_bf16_16x16_norm, Bf16, 2, 2, RowsToNorm)
+LINEAR(linear_bf16_32x16, Bf16, 4, 2, PlainRows)
+LINEAR(linear_bf16_64x16, Bf16, 8, 2, PlainRows)
+LINEAR(linear_q4_16x8, Quants<Q4>, 2, 1, PlainRows)
+LINEAR(linear_q4_16x8_norm, Quants<Q4>, 2, 1, RowsToNorm)
+LINEAR(linear_q4_16x16, Quants<Q4>, 2, 2, PlainRows)
+LINEAR(linear_q4_16x16_norm, Quants<Q4>, 2, 2, RowsToNorm)
+LINEAR(linear_q4_32x16, Quants<Q4>, 4, 2, PlainRows)
+LINEAR(linear_q4_64x16, Quants<Q4>, 8, 2, PlainRows)
+LINEAR(linear_q4h_16x8, Quants<Q4Halves>, 2, 1, PlainRows)
+LINEAR(linear_q4h_16x8_norm, Quants<Q4Halves>, 2, 1, RowsToNorm)
+LINEAR(linear_q4h_16x16, Quants<Q4Halves>, 2, 2, PlainRows)
+LINEAR(linear_q4h_16x16_norm, Quants<Q4Halves>, 2, 2, RowsToNorm)
+LINEAR(linear_q4h_32x16, Quants<Q4Halves>, 4, 2, PlainRows)
+LINEAR(linear_q4h_64x16, Quants<Q4Halves>, 8, 2, PlainRows)
+LINEAR(linear_q8_16x8, Quants<Q8>, 2, 1, PlainRows)
+LINEAR(linear_q8_16x8_norm, Quants<Q8>, 2, 1, RowsToNorm)
+LINEAR(linear_q8_16x16, Quants<Q8>, 2, 2, PlainRows)
+LINEAR(linear_q8_16x16_norm, Quants<Q8>, 2, 2, RowsToNorm)
+LINEAR(linear_q8_32x16, Quants<Q8>, 4, 2, PlainRows)
+LINEAR(linear_q8_64x16, Quants<Q8>, 8, 2, PlainRows)
+LINEAR(linear_q8m_16x8, Quants<Q8Minimum>, 2, 1, PlainRows)
+LINEAR(linear_q8m_16x8_norm, Quants<Q8Minimum>, 2, 1, RowsToNorm)
+LINEAR(linear_q8m_16x16, Quants<Q8Minimum>, 2, 2, PlainRows)
+LINEAR(linear_q8m_16x16_norm, Quants<Q8Minimum>, 2, 2, RowsToNorm)
+LINEAR(linear_q8m_32x16, Quants<Q8Minimum>, 4, 2, PlainRows)
+LINEAR(linear_q8m_64x16, Quants<Q8Minimum>, 8, 2, PlainRows)
+LINEAR(linear_q8h_16x8, Quants<Q8Halves>, 2, 1, PlainRows)
+LINEAR(linear_q8h_16x8_norm, Quants<Q8Halves>, 2, 1, RowsToNorm)
+LINEAR(linear_q8h_16x16, Quants<Q8Halves>, 2, 2, PlainRows)
+LINEAR(linear_q8h_16x16_norm, Quants<Q8Halves>, 2, 2, RowsToNorm)
+LINEAR(linear_q8h_32x16, Quants<Q8Halves>, 4, 2, PlainRows)
+LINEAR(linear_q8h_64x16, Quants<Q8Halves>, 8, 2, PlainRows)
 
 #undef LINEAR

@@ -34,18 +34,6 @@ __device__ __forceinline__ u32 lane_inputs(u32 t) {
 template <bool HALVES>
 constexpr u32 LAST_INPUTS = HALVES ? 16 : 4;
 
-/// 8 inputs of rows `row` and `row + 8` as parts of two products.
-struct Rows {
-    uint4 low, high;
-};
-
-__device__ __forceinline__ void first_part(u32 (&part)[4], const Rows &x) {
-    part[0] = x.low.x, part[1] = x.high.x, part[2] = x.low.y, part[3] = x.high.y;
-}
-__device__ __forceinline__ void second_part(u32 (&part)[4], const Rows &x) {
-    part[0] = x.low.z, part[1] = x.high.z, part[2] = x.low.w, part[3] = x.high.w;
-}
-
 /// Values of 4 or 8 bits with a scale and perhaps a minimum for each 32 inputs, or for each 16.
 /// 4-bit values enter the product as 128 + q, 8-bit ones, which are stored 128 too large, as q:
 /// bf16 holds both exactly. Scales come afterwards.
@@ -82,12 +70,18 @@ struct Packing {
         }
     }
 
-    /// By what a group's product is multiplied, and the sum of its inputs.
-    __device__ __forceinline__ static void scale_of(const u32 *scales, int part,
-                                                    float (&to)[2]) {
-        u32 word = scales[MINIMUM ? part : part / 2];
-        to[0] = from_f16((u16)(MINIMUM || part % 2 == 0 ? word : word >> 16));
-        if (MINIMUM) to[1] = from_f16((u16)(word >> 16)) - (BITS == 4 ? 128.0f * to[0] : 0.0f);
+    /// By what the products of group `j`, or of its halves, are multiplied, and the sums of its
+    /// inputs; `scales` are an output's.
+    __device__ __forceinline__ static void scales_of(const u32 *scales, int j,
+                                                     float (&to)[PARTS][2]) {
+#pragma unroll
+        for (int i = 0; i < PARTS; ++i) {
+            int part = j * PARTS + i;
+            u32 word = scales[MINIMUM ? part : part / 2];
+            to[i][0] = from_f16((u16)(MINIMUM || part % 2 == 0 ? word : word >> 16));
+            if (!MINIMUM) continue;
+            to[i][1] = from_f16((u16)(word >> 16)) - (BITS == 4 ? 128.0f * to[i][0] : 0.0f);
+        }
     }
 };
 
@@ -97,37 +91,53 @@ using Q8 = Packing<8, false, false>;
 using Q8Minimum = Packing<8, true, false>;
 using Q8Halves = Packing<8, true, true>;
 
-/// What the inputs of a group add up to in the two rows of a lane, by part: their product with one.
-template <class P>
-__device__ __forceinline__ void total(const u32 (&first)[4], const u32 (&second)[4],
-                                      float (&totals)[P::PARTS][2]) {
-    if (!P::SUMMED) return;
-    constexpr u32 ONES = 0x3F803F80;
-#pragma unroll
-    for (int part = 0; part < P::PARTS; ++part) {
-        float sums[4] = {};
-        if (!P::HALVES || part == 0) mma_bf16(sums, first, ONES, ONES);
-        if (!P::HALVES || part == 1) mma_bf16(sums, second, ONES, ONES);
-        totals[part][0] = sums[0], totals[part][1] = sums[2];
-    }
+/// What a lane holds of the values of a group in a tile of 16 outputs: of outputs `g` and `g + 8`.
+struct Lines {
+    u32 first[4], second[4];
+};
+
+__device__ __forceinline__ Lines lines(const uint4 &low, const uint4 &high) {
+    return {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
 }
 
-/// Adds the product of a group, whose values `w` are still to be scaled.
+// Outputs are the 16 lines of an instruction and rows its 8 columns: so what a lane loads of a row
+// is in the right registers, and what values of few bits become is made in them. Lane (g, t) gets
+// sums of outputs `g` and `g + 8`, of rows 2t and 2t + 1 each.
+
+/// Products of a group, or of its halves, with eight rows, of which `x` are a lane's inputs.
 template <class P>
-__device__ __forceinline__ void add_group(const u32 (&first)[4], const u32 (&second)[4],
-                                          const float (&totals)[P::PARTS][2], const uint4 &w,
-                                          const float (&scales)[P::PARTS][2][2],
-                                          float (&sums)[4]) {
+__device__ __forceinline__ void multiply(float (&to)[P::PARTS][4], const Lines &of,
+                                         const uint4 &x) {
 #pragma unroll
     for (int part = 0; part < P::PARTS; ++part) {
-        float group[4] = {};
-        if (!P::HALVES || part == 0) mma_bf16(group, first, w.x, w.y);
-        if (!P::HALVES || part == 1) mma_bf16(group, second, w.z, w.w);
+        for (int i = 0; i < 4; ++i) to[part][i] = 0.0f;
+    }
+    mma_bf16(to[0], of.first, x.x, x.y);
+    mma_bf16(to[P::PARTS - 1], of.second, x.z, x.w);
+}
+
+/// What the inputs of eight rows add up to: their product with one.
+template <class P>
+__device__ __forceinline__ void add_inputs(float (&totals)[P::PARTS][4], const uint4 &x) {
+    if (!P::SUMMED) return;
+    constexpr uint4 ONES = {0x3F803F80, 0x3F803F80, 0x3F803F80, 0x3F803F80};
+    multiply<P>(totals, lines(ONES, ONES), x);
+}
+
+/// Adds the products of a group with eight rows, scaled, for the first 8 `COUNT` of 16 outputs.
+template <class P, int COUNT>
+__device__ __forceinline__ void add_group(float (&sums)[4], const Lines &of, const uint4 &x,
+                                          const float (&totals)[P::PARTS][4],
+                                          const float (&scales)[COUNT][P::PARTS][2]) {
+    float group[P::PARTS][4];
+    multiply<P>(group, of, x);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float(&scale)[2] = scales[part][i % 2];
-            sums[i] += scale[0] * group[i];
-            if (P::SUMMED) sums[i] += scale[1] * totals[part][i / 2];
+    for (int part = 0; part < P::PARTS; ++part) {
+#pragma unroll
+        for (int i = 0; i < 2 * COUNT; ++i) {
+            const float(&scale)[2] = scales[i / 2][part];
+            sums[i] += scale[0] * group[part][i];
+            if (P::SUMMED) sums[i] += scale[1] * totals[part][i];
         }
     }
 }

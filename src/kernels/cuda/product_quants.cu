@@ -34,7 +34,8 @@ struct ScaleCopy {
     }
 };
 
-/// Where in a tile lane `t` finds its inputs of a row, as `lane_inputs` has it: all, or both halves.
+/// Where in a tile lane `t` finds its inputs of a row, as `lane_inputs` has it: all, or those of
+/// both halves.
 template <bool HALVES>
 __device__ __forceinline__ uint2 tile_inputs(u32 row, u32 t) {
     if (!HALVES) return {tile_place(row, t), 0};
@@ -48,21 +49,7 @@ __device__ __forceinline__ uint4 load_inputs(const unsigned char *tile, uint2 pl
     return {first.x, first.y, last.x, last.y};
 }
 
-/// Products of a group, or of its halves, with eight rows, of which `x` are a lane's inputs.
-template <class P>
-__device__ __forceinline__ void multiply(float (&to)[P::PARTS][4], const u32 (&first)[4],
-                                         const u32 (&second)[4], const uint4 &x) {
-#pragma unroll
-    for (int part = 0; part < P::PARTS; ++part) {
-        for (int i = 0; i < 4; ++i) to[part][i] = 0.0f;
-    }
-    mma_bf16(to[0], first, x.x, x.y);
-    mma_bf16(to[P::PARTS - 1], second, x.z, x.w);
-}
-
-/// Warps take 32 rows and `8 N` outputs each. Unlike in `product.cu`, outputs are the 16 lines of an
-/// instruction and rows its 8 columns: so what a lane loads of a row is in the right registers, and
-/// what values become is made in them.
+/// Warps take 32 rows and `8 N` outputs each.
 template <class P, int N>
 __device__ __forceinline__ void product_quants(const LinearArgs &a) {
     constexpr int ROWS = 64, OUTPUTS = 32 * N, ROW_BYTES = ROWS * 64;
@@ -86,7 +73,8 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
     u32 all_chunks = (all_steps + STEPS - 1) / STEPS;
     u32 first_chunk = all_chunks * blockIdx.z / gridDim.z;
     u32 end = all_chunks * (blockIdx.z + 1) / gridDim.z * STEPS;
-    u32 first_step = first_chunk * STEPS, steps = (end < all_steps ? end : all_steps) - first_step;
+    u32 first_step = first_chunk * STEPS;
+    u32 steps = (end < all_steps ? end : all_steps) - first_step;
     u64 row_chunks = a.weight.supers * (4 / STEPS);
     TileCopy<OUTPUTS> value_copy((const u8 *)a.weight.values + first_chunk * 64, row_chunks * 64,
                                  a.weight.outputs, outputs);
@@ -144,35 +132,21 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
 #pragma unroll
             for (int r = 0; r < ROW_TILES; ++r) {
                 x[r] = load_inputs<P::HALVES>(stage + r * 8 * 64, row_place);
-                if (!P::SUMMED) continue;
-                // One times the inputs: what they add up to, of rows 2t and 2t + 1.
-                constexpr u32 ONES[4] = {0x3F803F80, 0x3F803F80, 0x3F803F80, 0x3F803F80};
-                multiply<P>(totals[r], ONES, ONES, x[r]);
+                add_inputs<P>(totals[r], x[r]);
             }
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
-                uint4 low = P::widened(words[2 * tile] + j * P::WORDS);
-                uint4 high = P::widened(words[2 * tile + 1] + j * P::WORDS);
-                u32 first_half[4] = {low.x, high.x, low.y, high.y};
-                u32 second_half[4] = {low.z, high.z, low.w, high.w};
+                Lines of = lines(P::widened(words[2 * tile] + j * P::WORDS),
+                                 P::widened(words[2 * tile + 1] + j * P::WORDS));
                 float scale[2][P::PARTS][2];
 #pragma unroll
-                for (int i = 0; i < 2 * P::PARTS; ++i) {
-                    u32 place = scale_place + (16 * tile + i / P::PARTS * 8) * SCALE_BYTES;
-                    P::scale_of((const u32 *)(chunk + place), j * P::PARTS + i % P::PARTS,
-                                scale[i / P::PARTS][i % P::PARTS]);
+                for (int n = 0; n < 2; ++n) {
+                    u32 place = scale_place + (16 * tile + 8 * n) * SCALE_BYTES;
+                    P::scales_of((const u32 *)(chunk + place), j, scale[n]);
                 }
 #pragma unroll
                 for (int r = 0; r < ROW_TILES; ++r) {
-                    float group[P::PARTS][4];
-                    multiply<P>(group, first_half, second_half, x[r]);
-#pragma unroll
-                    for (int i = 0; i < 4 * P::PARTS; ++i) {
-                        int part = i / 4, cell = i % 4;
-                        const float(&by)[2] = scale[cell / 2][part];
-                        sums[tile][r][cell] += by[0] * group[part][cell];
-                        if (P::SUMMED) sums[tile][r][cell] += by[1] * totals[r][part][cell % 2];
-                    }
+                    add_group<P>(sums[tile][r], of, x[r], totals[r], scale);
                 }
             }
         }
