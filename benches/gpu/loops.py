@@ -22,12 +22,13 @@ def compiled(chip, folder):
     """The machine code, and what the assembler says of each kernel."""
     cubin = Path(folder) / "kernels.cubin"
     command = [os.environ.get("NVCC", "nvcc"), "-std=c++17", "-O3", f"-arch=sm_{chip}", "-cubin"]
-    done = subprocess.run(
-        [*command, "-Xptxas", "-v", "-o", cubin, SOURCE], check=True, capture_output=True, text=True
-    )
+    command += ["-Xptxas", "-v", "-o", cubin, SOURCE]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
     found = re.finditer(
         r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers",
-        done.stdout + done.stderr,
+        done.stderr,
         re.DOTALL,
     )
     return cubin, {match[1]: (int(match[3]), int(match[2])) for match in found}

@@ -40,6 +40,8 @@ __device__ __forceinline__ Split split_of(u32 length, u32 index) {
 template <int SIZE, int THREADS>
 struct Pieces {
     static constexpr int OF_ROW = SIZE / 8, EACH = THREADS / OF_ROW, COUNT = BLOCK_TOKENS / EACH;
+    // Then adding a power of two to the row changes other bits than the row has.
+    static_assert(SIZE >= 64 || EACH % 8 == 0, "`place` turns what `piece_place` has turned");
     u32 row, piece, first;
 
     __device__ __forceinline__ explicit Pieces(u32 thread)

@@ -20,7 +20,7 @@ using u16 = uint16_t;
 using u32 = uint32_t;
 using u64 = unsigned long long;
 
-struct uint2 {
+struct alignas(8) uint2 {
     u32 x, y;
 };
 struct alignas(16) uint4 {

@@ -240,11 +240,12 @@ impl Gpu for Emulator {
     }
 }
 
-/// The emulator's entry point, compiled once for each state of the sources.
+/// The emulator's entry point, compiled once for each state of the sources; sources that do not
+/// compile are tried once, too, and fail all tests by the same words.
 fn entry() -> Run {
-    static ENTRY: OnceLock<Run> = OnceLock::new();
-    *ENTRY.get_or_init(|| {
-        let library = CString::new(compile().into_os_string().into_encoded_bytes())
+    static ENTRY: OnceLock<Result<Run, String>> = OnceLock::new();
+    let entry = ENTRY.get_or_init(|| {
+        let library = CString::new(compile()?.into_os_string().into_encoded_bytes())
             .expect("a path without zeros");
         // SAFETY: the library is our own and has no constructors that do anything.
         let handle = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -253,11 +254,16 @@ fn entry() -> Run {
         let symbol = unsafe { libc::dlsym(handle, c"emulate_launch".as_ptr()) };
         assert!(!symbol.is_null(), "{library:?} has no entry point");
         // SAFETY: `emulate.cpp` declares it so.
-        unsafe { std::mem::transmute::<*mut c_void, Run>(symbol) }
-    })
+        Ok(unsafe { std::mem::transmute::<*mut c_void, Run>(symbol) })
+    });
+    match entry {
+        Ok(run) => *run,
+        Err(said) => panic!("the emulator does not compile:\n{said}"),
+    }
 }
 
-fn compile() -> PathBuf {
+/// Where the library is, or what the compiler says.
+fn compile() -> Result<PathBuf, String> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda");
     let mut files: Vec<PathBuf> = std::fs::read_dir(&sources)
         .expect("the kernels' folder")
@@ -275,7 +281,7 @@ fn compile() -> PathBuf {
     std::fs::create_dir_all(&folder).expect("a folder for the emulator");
     let library = folder.join(format!("{hash:016x}.so"));
     if library.exists() {
-        return library;
+        return Ok(library);
     }
     // Under a name of its own, for other tests may do the same.
     let own = folder.join(format!("{hash:016x}.{}.so", std::process::id()));
@@ -288,8 +294,9 @@ fn compile() -> PathBuf {
         .args([&own, &sources.join("emulate.cpp")])
         .output()
         .expect("a C++ compiler");
-    let said = String::from_utf8_lossy(&compiled.stderr);
-    assert!(compiled.status.success(), "the emulator does not compile:\n{said}");
+    if !compiled.status.success() {
+        return Err(String::from_utf8_lossy(&compiled.stderr).into_owned());
+    }
     std::fs::rename(&own, &library).expect("the emulator's place");
-    library
+    Ok(library)
 }

@@ -70,7 +70,7 @@ pub(super) const NORMED_ROWS: u32 = 16;
 /// Rows and outputs of a block of `product.cu` and `product_quants.cu`.
 const MANY_TILES: [(u32, u32); 3] = [(64, 64), (64, 128), (128, 128)];
 
-/// Bytes of shared memory that these take: `PRODUCT_BYTES` there.
+/// Bytes of shared memory that these take at most: `PRODUCT_BYTES` there.
 const MANY_SHARED: u32 = 48 << 10;
 
 /// Beyond so many rows `product.cu` or `product_quants.cu` does it, unless bits must not depend on

@@ -81,10 +81,8 @@ struct PlainRows {
 
     /// Those of group `j`.
     __device__ __forceinline__ uint4 load(int j, float &) const {
-        if (!HALVES) return *(const uint4 *)(from + 32 * j);
-        uint2 first = *(const uint2 *)(from + 32 * j);
-        uint2 last = *(const uint2 *)(from + 32 * j + LAST_INPUTS<HALVES>);
-        return {first.x, first.y, last.x, last.y};
+        const u16 *first = from + 32 * j;
+        return load_inputs<HALVES>(first, first + LAST_INPUTS<HALVES>);
     }
 
     __device__ __forceinline__ void next() { from += LINEAR_WARPS * SUPER; }
@@ -229,8 +227,8 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             if (super * SUPER + 32 * j >= a.weight.inputs) break;
-            const uint4 none = {0, 0, 0, 0};
-            Lines of = lines(weights[0].values(j), N == 2 ? weights[N - 1].values(j) : none);
+            // The lines that 8 outputs leave add up the inputs, if they are asked for.
+            Lines of = lines(weights[0].values(j), N == 2 ? weights[N - 1].values(j) : ones());
             float scales[N][W::PARTS][2];
             if constexpr (W::GROUPED) {
 #pragma unroll
@@ -240,15 +238,21 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
             uint4 x[ROW_TILES];
 #pragma unroll
             for (int r = 0; r < ROW_TILES; ++r) {
-                x[r] = r == 0 || 8 * r < there ? input[r].load(j, squares[r]) : none;
+                x[r] = {0, 0, 0, 0};
+                if (r == 0 || 8 * r < there) x[r] = input[r].load(j, squares[r]);
             }
 #pragma unroll
             for (int r = 0; r < ROW_TILES; ++r) {
                 if (r > 0 && 8 * r >= there) break;
                 if constexpr (W::GROUPED) {
-                    float totals[W::PARTS][4];
-                    add_inputs<W>(totals, x[r]);
-                    add_group<W>(sums[r], of, x[r], totals, scales);
+                    float group[W::PARTS][4], totals[W::PARTS][2];
+                    multiply<W>(group, of, x[r]);
+                    if (N == 2) add_inputs<W>(totals, x[r]);
+#pragma unroll
+                    for (int i = 0; i < 2 * W::PARTS; ++i) {
+                        if (N == 1) totals[i / 2][i % 2] = group[i / 2][2 + i % 2];
+                    }
+                    add_scaled<W>(sums[r], group, totals, scales);
                 } else {
                     mma_bf16(sums[r], of.first, x[r].x, x[r].y);
                     mma_bf16(sums[r], of.second, x[r].z, x[r].w);

@@ -9,12 +9,10 @@
 // as its part of another: neighbouring ones from `8 t` on, or, where halves of a group have scales
 // of their own, four of each half, so that each product is one half's.
 
-/// Reads whole 16 bytes, or 8, or 4.
+/// Reads whole 16 bytes, or 8.
 template <int COUNT>
 __device__ __forceinline__ void load_words(u32 (&to)[COUNT], const u32 *from) {
-    if constexpr (COUNT == 1) {
-        to[0] = *from;
-    } else if constexpr (COUNT == 2) {
+    if constexpr (COUNT == 2) {
         uint2 two = *(const uint2 *)from;
         to[0] = two.x, to[1] = two.y;
     } else {
@@ -33,6 +31,14 @@ __device__ __forceinline__ u32 lane_inputs(u32 t) {
 }
 template <bool HALVES>
 constexpr u32 LAST_INPUTS = HALVES ? 16 : 4;
+
+/// A lane's inputs of a group: eight from `first` on, or four, and four from `last` on.
+template <bool HALVES>
+__device__ __forceinline__ uint4 load_inputs(const void *first, const void *last) {
+    if (!HALVES) return *(const uint4 *)first;
+    uint2 low = *(const uint2 *)first, high = *(const uint2 *)last;
+    return {low.x, low.y, high.x, high.y};
+}
 
 /// Values of 4 or 8 bits with a scale and perhaps a minimum for each 32 inputs, or for each 16.
 /// 4-bit values enter the product as 128 + q, 8-bit ones, which are stored 128 too large, as q:
@@ -62,8 +68,8 @@ struct Packing {
     __device__ __forceinline__ static uint4 widened(const u32 *words) {
         u32 first = words[0];
         if constexpr (BITS == 4) {
-            auto pair = [](u32 word) { return merge_bits(word, 0x000F000F, 0x43004300); };
-            return {pair(first), pair(first >> 4), pair(first >> 8), pair(first >> 12)};
+            auto two = [](u32 word) { return merge_bits(word, 0x000F000F, 0x43004300); };
+            return {two(first), two(first >> 4), two(first >> 8), two(first >> 12)};
         } else {
             u32 last = words[1];
             return {pair(first, 0), pair(first, 2), pair(last, 0), pair(last, 2)};
@@ -116,28 +122,35 @@ __device__ __forceinline__ void multiply(float (&to)[P::PARTS][4], const Lines &
     mma_bf16(to[P::PARTS - 1], of.second, x.z, x.w);
 }
 
-/// What the inputs of eight rows add up to: their product with one.
-template <class P>
-__device__ __forceinline__ void add_inputs(float (&totals)[P::PARTS][4], const uint4 &x) {
-    if (!P::SUMMED) return;
-    constexpr uint4 ONES = {0x3F803F80, 0x3F803F80, 0x3F803F80, 0x3F803F80};
-    multiply<P>(totals, lines(ONES, ONES), x);
+/// Ones in the place of values: their products are what a row's inputs add up to.
+__device__ __forceinline__ uint4 ones() {
+    return {0x3F803F80, 0x3F803F80, 0x3F803F80, 0x3F803F80};
 }
 
-/// Adds the products of a group with eight rows, scaled, for the first 8 `COUNT` of 16 outputs.
+/// What the inputs of eight rows add up to, by part; all outputs have the same.
+template <class P>
+__device__ __forceinline__ void add_inputs(float (&totals)[P::PARTS][2], const uint4 &x) {
+    if (!P::SUMMED) return;
+    float sums[P::PARTS][4];
+    multiply<P>(sums, lines(ones(), ones()), x);
+#pragma unroll
+    for (int part = 0; part < P::PARTS; ++part) {
+        totals[part][0] = sums[part][0], totals[part][1] = sums[part][1];
+    }
+}
+
+/// Adds the products of a group with eight rows, scaled, for the first `COUNT` times 8 outputs.
 template <class P, int COUNT>
-__device__ __forceinline__ void add_group(float (&sums)[4], const Lines &of, const uint4 &x,
-                                          const float (&totals)[P::PARTS][4],
-                                          const float (&scales)[COUNT][P::PARTS][2]) {
-    float group[P::PARTS][4];
-    multiply<P>(group, of, x);
+__device__ __forceinline__ void add_scaled(float (&sums)[4], const float (&group)[P::PARTS][4],
+                                           const float (&totals)[P::PARTS][2],
+                                           const float (&scales)[COUNT][P::PARTS][2]) {
 #pragma unroll
     for (int part = 0; part < P::PARTS; ++part) {
 #pragma unroll
         for (int i = 0; i < 2 * COUNT; ++i) {
             const float(&scale)[2] = scales[i / 2][part];
             sums[i] += scale[0] * group[part][i];
-            if (P::SUMMED) sums[i] += scale[1] * totals[part][i];
+            if (P::SUMMED) sums[i] += scale[1] * totals[part][i % 2];
         }
     }
 }

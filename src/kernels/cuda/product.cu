@@ -130,34 +130,6 @@ struct Outputs {
     }
 };
 
-/// Writes what a warp has added up for its rows, from `first_row` on.
-template <int M, int N>
-__device__ __forceinline__ void finish_tile(const LinearArgs &a, const float (&sums)[M][N][4],
-                                            u32 rows, u32 first_row, const Outputs<N> &outputs) {
-    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u32 first_output = outputs.first + warp % 4 * outputs.width;
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                u32 row = first_row + 16 * m + lane / 4 + i * 8;
-                u32 output = first_output + 8 * n + lane % 4 * 2;
-                float x = sums[m][n][2 * i], y = sums[m][n][2 * i + 1];
-                if (a.gated) {
-                    if (n >= N / 2 || row >= rows || output >= a.gated) continue;
-                    const float(&up)[4] = sums[m][n % (N / 2) + N / 2];
-                    write_pair(a.output, row, output, silu_times(x, up[2 * i]),
-                               silu_times(y, up[2 * i + 1]));
-                } else if (row < rows && output < a.weight.outputs) {
-                    finish_pair(a, row, output, x, y);
-                }
-            }
-        }
-    }
-}
-
 /// Warps take `16 M` rows and `8 N` outputs each.
 template <int M, int N>
 __device__ __forceinline__ void product(const LinearArgs &a) {
@@ -229,7 +201,28 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
         }
     }
     if (gridDim.z > 1 && !add_up<M, N>(a, sums, shared)) return;
-    finish_tile<M, N>(a, sums, rows, block_row + warp_row, outputs);
+    u32 first_row = block_row + warp_row;
+    u32 first_output = outputs.first + warp % 4 * outputs.width;
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                u32 row = first_row + 16 * m + lane / 4 + i * 8;
+                u32 output = first_output + 8 * n + lane % 4 * 2;
+                float x = sums[m][n][2 * i], y = sums[m][n][2 * i + 1];
+                if (a.gated) {
+                    if (n >= N / 2 || row >= rows || output >= a.gated) continue;
+                    const float(&up)[4] = sums[m][n % (N / 2) + N / 2];
+                    write_pair(a.output, row, output, silu_times(x, up[2 * i]),
+                               silu_times(y, up[2 * i + 1]));
+                } else if (row < rows && output < a.weight.outputs) {
+                    finish_pair(a, row, output, x, y);
+                }
+            }
+        }
+    }
 }
 
 #define PRODUCT(name, M, N)                                         \

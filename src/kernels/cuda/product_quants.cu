@@ -42,13 +42,6 @@ __device__ __forceinline__ uint2 tile_inputs(u32 row, u32 t) {
     return {tile_place(row, t / 2) + t % 2 * 8, tile_place(row, t / 2 + 2) + t % 2 * 8};
 }
 
-template <bool HALVES>
-__device__ __forceinline__ uint4 load_inputs(const unsigned char *tile, uint2 places) {
-    if (!HALVES) return *(const uint4 *)(tile + places.x);
-    uint2 first = *(const uint2 *)(tile + places.x), last = *(const uint2 *)(tile + places.y);
-    return {first.x, first.y, last.x, last.y};
-}
-
 /// Warps take 32 rows and `8 N` outputs each.
 template <class P, int N>
 __device__ __forceinline__ void product_quants(const LinearArgs &a) {
@@ -56,7 +49,7 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
     /// Of a warp.
     constexpr int TILES = N / 2, ROW_TILES = 4;
     /// Steps for which 64 bytes of an output suffice, and bytes of its scales for them.
-    constexpr int STEPS = P::CHUNK, WORDS = P::template SCALES<STEPS>, SCALE_BYTES = 4 * WORDS;
+    constexpr int STEPS = P::CHUNK, SCALE_BYTES = 4 * P::template SCALES<STEPS>;
     constexpr int CHUNK_BYTES = OUTPUTS * (64 + SCALE_BYTES);
     static_assert(ROW_STAGES * ROW_BYTES + 2 * CHUNK_BYTES <= PRODUCT_BYTES, "it must fit");
     // Then what a step needs is two steps old, as its rows are.
@@ -128,10 +121,11 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
             }
             const unsigned char *stage = shared + read_stages.next();
             uint4 x[ROW_TILES];
-            float totals[ROW_TILES][P::PARTS][4];
+            float totals[ROW_TILES][P::PARTS][2];
 #pragma unroll
             for (int r = 0; r < ROW_TILES; ++r) {
-                x[r] = load_inputs<P::HALVES>(stage + r * 8 * 64, row_place);
+                const unsigned char *row = stage + r * 8 * 64;
+                x[r] = load_inputs<P::HALVES>(row + row_place.x, row + row_place.y);
                 add_inputs<P>(totals[r], x[r]);
             }
 #pragma unroll
@@ -146,7 +140,9 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
                 }
 #pragma unroll
                 for (int r = 0; r < ROW_TILES; ++r) {
-                    add_group<P>(sums[tile][r], of, x[r], totals[r], scale);
+                    float group[P::PARTS][4];
+                    multiply<P>(group, of, x[r]);
+                    add_scaled<P>(sums[tile][r], group, totals[r], scale);
                 }
             }
         }

@@ -372,22 +372,31 @@ fn gates_do_not_overwrite_rows_that_are_still_multiplied() {
 #[test]
 fn a_rows_bits_do_not_depend_on_its_company() {
     let mut random = Random::new(4);
-    let table = dense(&mut random, VOCABULARY, 320, 1.0);
-    let weight = dense(&mut random, 32, 320, 0.125);
-    let layer = Dense { weight, bias: None };
-    let row = |rows: usize, deterministic: bool| {
-        let program = program(&table, &layer, Epilogue::Store, rows);
-        let mut pair = Pair::with(program, gpu(), deterministic);
-        let mut work = spans(&[rows], VOCABULARY);
-        work.batch.tokens[rows - 1] = 5;
-        pair.step(&work).unwrap();
-        let bits = pair.device.output(0, rows).unwrap();
-        bits[(rows - 1) * 32..].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
-    };
-    let alone = row(1, true);
-    for rows in [2, 16, 17, 33, 64, 65, 100] {
-        assert!(alone == row(rows, true), "{rows} rows");
+    let k = 512;
+    let table = dense(&mut random, VOCABULARY, k, 1.0);
+    let mut weights = vec![dense(&mut random, 32, k, 0.125)];
+    // Outputs for blocks of both widths.
+    for n in [32, 300] {
+        let quantised = |encoding| quantised(&mut random, encoding, n, k);
+        weights.extend([Encoding::Q4K, Encoding::Q6K, Encoding::Q8Zero].map(quantised));
     }
-    // Without being asked, up to 32 rows.
-    assert!(alone == row(32, false));
+    for weight in weights {
+        let (n, format) = (weight.n, weight.format);
+        let layer = Dense { weight, bias: None };
+        let row = |rows: usize, deterministic: bool| {
+            let program = program(&table, &layer, Epilogue::Store, rows);
+            let mut pair = Pair::with(program, gpu(), deterministic);
+            let mut work = spans(&[rows], VOCABULARY);
+            work.batch.tokens[rows - 1] = 5;
+            pair.step(&work).unwrap();
+            let bits = pair.device.output(0, rows).unwrap();
+            bits[(rows - 1) * n..].iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        };
+        let alone = row(1, true);
+        for rows in [2, 9, 16, 17, 33, 64, 65, 100] {
+            assert!(alone == row(rows, true), "{n} outputs, {format:?}, {rows} rows");
+        }
+        // Without being asked, up to 32 rows.
+        assert!(alone == row(32, false), "{n} outputs, {format:?}");
+    }
 }
