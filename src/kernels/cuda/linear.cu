@@ -185,6 +185,21 @@ struct Quants : P {
     }
 };
 
+/// Adds the products of a group with eight rows. With `COUNT` = 1, the lines for outputs `g + 8`
+/// are ones: what they give are sums of the inputs.
+template <class W, int COUNT>
+__device__ __forceinline__ void add_group(float (&sums)[4], const Lines &of, const uint4 &x,
+                                          const float (&scales)[COUNT][W::PARTS][2]) {
+    float group[W::PARTS][4], totals[W::PARTS][2];
+    multiply<W>(group, of, x);
+    if (COUNT == 2) add_inputs<W>(totals, x);
+#pragma unroll
+    for (int i = 0; i < 2 * W::PARTS; ++i) {
+        if (COUNT == 1) totals[i / 2][i % 2] = group[i / 2][2 + i % 2];
+    }
+    add_scaled<W>(sums, group, totals, scales);
+}
+
 /// Up to `8 ROW_TILES` rows and `8 N` outputs a block, or 8 gated ones with N = 2; its warps share
 /// the inputs, and add up in the same order whatever ROW_TILES and N are, so that a row's sum does
 /// not depend on its company. What is multiplied are rows, or their norms, which are made on the
@@ -203,6 +218,9 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
     // Where there are registers, so are the next while some are multiplied.
     constexpr bool AHEAD = ROW_TILES * N <= 8;
+    // As many groups of inputs are asked for before the first is waited for. More would take the
+    // registers that a second block of the processor needs.
+    constexpr int TOGETHER = ROW_TILES > 2 ? 1 : NORMED || W::PARTS == 2 ? 2 : 4;
     W weights[N], next[N];
     typename W::Source source[N];
 #pragma unroll
@@ -225,37 +243,39 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     for (u32 super = warp; super < a.weight.supers; super += LINEAR_WARPS) {
         if (AHEAD) load(next, super + LINEAR_WARPS);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            if (super * SUPER + 32 * j >= a.weight.inputs) break;
-            // The lines that 8 outputs leave add up the inputs, if they are asked for.
-            Lines of = lines(weights[0].values(j), N == 2 ? weights[N - 1].values(j) : ones());
-            float scales[N][W::PARTS][2];
-            if constexpr (W::GROUPED) {
+        for (int group = 0; group < 4; group += TOGETHER) {
+            uint4 x[TOGETHER][ROW_TILES];
 #pragma unroll
-                for (int n = 0; n < N; ++n) W::scales_of(weights[n].scales, j, scales[n]);
-            }
-            // All rows are asked for before the first is waited for.
-            uint4 x[ROW_TILES];
+            for (int j = 0; j < TOGETHER; ++j) {
+                u32 column = super * SUPER + 32 * (group + j);
 #pragma unroll
-            for (int r = 0; r < ROW_TILES; ++r) {
-                x[r] = {0, 0, 0, 0};
-                if (r == 0 || 8 * r < there) x[r] = input[r].load(j, squares[r]);
+                for (int r = 0; r < ROW_TILES; ++r) {
+                    x[j][r] = {0, 0, 0, 0};
+                    if (column >= a.weight.inputs || (r > 0 && 8 * r >= there)) continue;
+                    x[j][r] = input[r].load(group + j, squares[r]);
+                }
             }
 #pragma unroll
-            for (int r = 0; r < ROW_TILES; ++r) {
-                if (r > 0 && 8 * r >= there) break;
+            for (int j = 0; j < TOGETHER; ++j) {
+                // The lines that 8 outputs leave add up the inputs, if they are asked for.
+                Lines of = lines(weights[0].values(group + j),
+                                 N == 2 ? weights[N - 1].values(group + j) : ones());
+                float scales[N][W::PARTS][2];
                 if constexpr (W::GROUPED) {
-                    float group[W::PARTS][4], totals[W::PARTS][2];
-                    multiply<W>(group, of, x[r]);
-                    if (N == 2) add_inputs<W>(totals, x[r]);
 #pragma unroll
-                    for (int i = 0; i < 2 * W::PARTS; ++i) {
-                        if (N == 1) totals[i / 2][i % 2] = group[i / 2][2 + i % 2];
+                    for (int n = 0; n < N; ++n) {
+                        W::scales_of(weights[n].scales, group + j, scales[n]);
                     }
-                    add_scaled<W>(sums[r], group, totals, scales);
-                } else {
-                    mma_bf16(sums[r], of.first, x[r].x, x[r].y);
-                    mma_bf16(sums[r], of.second, x[r].z, x[r].w);
+                }
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; ++r) {
+                    if (r > 0 && 8 * r >= there) break;
+                    if constexpr (W::GROUPED) {
+                        add_group<W>(sums[r], of, x[j][r], scales);
+                    } else {
+                        mma_bf16(sums[r], of.first, x[j][r].x, x[j][r].y);
+                        mma_bf16(sums[r], of.second, x[j][r].z, x[j][r].w);
+                    }
                 }
             }
         }
