@@ -247,6 +247,11 @@ inline void load_matrices_turned(u32 (&to)[4], const void *row) {
 }
 
 inline u32 merge_bits(u32 x, u32 mask, u32 bits) { return (x & mask) | bits; }
+inline u32 merge_absent_bits(u32 x, u32 mask, u32 bits) { return (~x & mask) | bits; }
+inline u32 add_bf16(u32 x, u32 y) {
+    float low = from_bf16((u16)x) + from_bf16((u16)y);
+    return pack_bf16(low, from_bf16((u16)(x >> 16)) + from_bf16((u16)(y >> 16)));
+}
 
 /// 4, 8 or 16 bytes to shared memory, zeros unless `there`; done when waited for, not before.
 template <int BYTES = 16>

@@ -61,6 +61,19 @@ __device__ __forceinline__ u32 merge_bits(u32 x, u32 mask, u32 bits) {
     return y;
 }
 
+/// `(~x & mask) | bits`.
+__device__ __forceinline__ u32 merge_absent_bits(u32 x, u32 mask, u32 bits) {
+    u32 y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xAE;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+    return y;
+}
+/// Sums of two pairs of bf16: there is no instruction for it before sm_90, but one with a product.
+__device__ __forceinline__ u32 add_bf16(u32 x, u32 y) {
+    u32 sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(0x3F803F80), "r"(y));
+    return sum;
+}
+
 // Warp-wide operations: all lanes take part.
 
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {

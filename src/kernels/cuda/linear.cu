@@ -220,7 +220,7 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     constexpr bool AHEAD = ROW_TILES * N <= 8;
     // As many groups of inputs are asked for before the first is waited for. More would take the
     // registers that a second block of the processor needs.
-    constexpr int TOGETHER = ROW_TILES > 2 ? 1 : NORMED || W::PARTS == 2 ? 2 : 4;
+    constexpr int TOGETHER = ROW_TILES > 2 ? 1 : 4 / (NORMED ? 2 : 1) / W::PARTS;
     W weights[N], next[N];
     typename W::Source source[N];
 #pragma unroll
@@ -328,8 +328,10 @@ __device__ __forceinline__ void linear(const LinearArgs &a) {
     }
 }
 
-#define LINEAR(name, W, ROW_TILES, N, INPUT)                           \
-    extern "C" __global__ void __launch_bounds__(32 * LINEAR_WARPS)    \
+// Of 16 x 16, two blocks share a processor, or its memory would wait; the others do by themselves.
+#define LINEAR(name, W, ROW_TILES, N, INPUT)                                                  \
+    extern "C" __global__ void                                                                \
+    __launch_bounds__(32 * LINEAR_WARPS, ROW_TILES == 2 && N == 2 ? 2 : 0)                 \
     name(const __grid_constant__ LinearArgs a) { linear<W, ROW_TILES, N, INPUT>(a); }
 
 LINEAR(linear_bf16_16x8, Bf16, 2, 1, PlainRows)

@@ -3,7 +3,9 @@
 //! - bf16: 128 values. Whatever is not quantised is stored so, f32 rounded.
 //! - 4-bit: 64 bytes, of which word `4 t + j` has the eight values that lane `t` takes of group
 //!   `j`: even ones in nibble `i / 2`, odd ones in nibble `4 + i / 2`.
-//! - 8-bit: two times 64 bytes, 128 too large each; byte `64 (j / 2) + 16 t + 8 (j % 2) + i`.
+//! - 8-bit: two times 64 bytes, 128 too large each; from byte `64 (j / 2) + 16 t + 8 (j % 2)` on
+//!   the same eight values, of each four the second and third exchanged: so pairs are 16 bits from
+//!   each other, as they are in a register of two bf16.
 //!
 //! A group is 32 inputs, and lane `t` takes those from `8 t` on; where halves of a group have
 //! scales of their own, it takes four of each half, those from `4 t` and from `16 + 4 t` on.
@@ -281,8 +283,9 @@ impl Pieces {
                     self.values[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 } else {
                     let at = piece * SUPER + 64 * (j / 2) + 16 * t + 8 * (j % 2);
-                    for (to, q) in self.values[at..at + 8].iter_mut().zip(quants) {
-                        *to = (q + 128) as u8;
+                    for (i, to) in self.values[at..at + 8].iter_mut().enumerate() {
+                        let from = i & 4 | (i & 1) << 1 | i >> 1 & 1;
+                        *to = (quants[from] + 128) as u8;
                     }
                 }
             }

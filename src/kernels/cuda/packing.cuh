@@ -56,12 +56,11 @@ struct Packing {
     static constexpr int CHUNK = 4 / WORDS;
     static_assert(BITS == 8 || MINIMUM, "4-bit values are above zero");
 
-    /// Two bytes, 128 too large each, as bf16: 2^23 + byte is an f32, and q needs 7 bits.
-    __device__ __forceinline__ static u32 pair(u32 word, int i) {
-        float low = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | i));
-        float high = __uint_as_float(__byte_perm(word, 0x4B000000, 0x7440 | (i + 1)));
-        return __byte_perm(__float_as_uint(low - 8388736.0f), __float_as_uint(high - 8388736.0f),
-                           0x7632);
+    /// Two bytes, 128 too large each, as bf16: their low seven bits, 128 more, less that or twice
+    /// that by the highest.
+    __device__ __forceinline__ static u32 bytes(u32 word) {
+        return add_bf16(merge_bits(word, 0x007F007F, 0x43004300),
+                        merge_absent_bits(word, 0x00800080, 0xC300C300));
     }
 
     /// A lane's values in a group.
@@ -72,7 +71,7 @@ struct Packing {
             return {two(first), two(first >> 4), two(first >> 8), two(first >> 12)};
         } else {
             u32 last = words[1];
-            return {pair(first, 0), pair(first, 2), pair(last, 0), pair(last, 2)};
+            return {bytes(first), bytes(first >> 8), bytes(last), bytes(last >> 8)};
         }
     }
 

@@ -33,7 +33,8 @@ __device__ __forceinline__ float matrix_value(const Matrix &m, u32 row, u32 colu
         u32 word = ((const u32 *)m.values)[super * 16 + lane * 4 + group];
         return __fmaf_rn((float)(word >> (i / 2 * 4 + i % 2 * 16) & 15), scale, minimum);
     }
-    u64 at = super * SUPER + group / 2 * 64 + lane * 16 + group % 2 * 8 + i;
+    u64 at = super * SUPER + group / 2 * 64 + lane * 16 + group % 2 * 8;
+    at += (i & 4) | (i & 1) << 1 | (i >> 1 & 1);
     return __fmaf_rn((float)((int)((const u8 *)m.values)[at] - 128), scale, minimum);
 }
 
