@@ -95,16 +95,6 @@ inline float __uint_as_float(u32 x) { return emulate::as_float(x); }
 inline u32 __umulhi(u32 a, u32 b) { return (u64)a * b >> 32; }
 inline u64 __umul64hi(u64 a, u64 b) { return (unsigned __int128)a * b >> 64; }
 
-inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
-    u64 bytes = (u64)b << 32 | a;
-    u32 result = 0;
-    for (int i = 0; i < 4; ++i) {
-        u32 from = selector >> 4 * i & 7;
-        result |= (u32)(bytes >> 8 * from & 0xFF) << 8 * i;
-    }
-    return result;
-}
-
 template <class T>
 T atomicAdd(T *to, T value) {
     T old = *to;

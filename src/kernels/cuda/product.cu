@@ -62,6 +62,42 @@ struct Ring {
     }
 };
 
+/// This kernel's turn, and how many rows there are; 0 if none is of this block of `ROWS`, and what
+/// it has begun to copy has come.
+template <int ROWS>
+__device__ __forceinline__ u32 begin_rows(const LinearArgs &a) {
+    begin();
+    u32 rows = row_count(a.step, a.gathered);
+    if (blockIdx.y * ROWS < rows) return rows;
+    copy_commit();
+    copy_wait<0>();
+    return 0;
+}
+
+/// A block's rows on their way to the first `ROWS` lines of stages, a step at a time.
+template <int ROWS, int STAGES, int STAGE_BYTES>
+struct RowCopy {
+    TileCopy<ROWS> tile;
+    Ring<STAGES, STAGE_BYTES> stages;
+
+    __device__ __forceinline__ RowCopy(const LinearArgs &a, u32 rows, u32 first_step)
+        : tile(a.input + first_step * PRODUCT_STEP, a.stride * 2, rows,
+               [](u32 line) { return blockIdx.y * ROWS + line; }) {}
+
+    /// Starts to copy the next step's.
+    __device__ __forceinline__ void next(unsigned char *shared) {
+        tile.next(shared + stages.next());
+    }
+
+    /// Starts to copy those of the first of `steps`, and of what else has been begun.
+    __device__ __forceinline__ void start(unsigned char *shared, u32 steps) {
+        for (u32 s = 0; s < STAGES - 1; ++s) {
+            if (s < steps) next(shared);
+            copy_commit();
+        }
+    }
+};
+
 /// Sums of the blocks of one tile, in the last of them to end: in fixed order, so that bits do not
 /// depend on who that is. False in the others.
 template <int M, int N>
@@ -139,34 +175,22 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
     constexpr int STAGES = PRODUCT_BYTES / STAGE_BYTES;
     SHARED_MEMORY(shared);
     Outputs<N> outputs(a);
-    u32 block_row = blockIdx.y * ROWS;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 warp_row = warp / 4 * 16 * M, warp_line = warp % 4 * 8 * N;
     u32 all_steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
     u32 first_step = all_steps * blockIdx.z / gridDim.z;
     u32 steps = all_steps * (blockIdx.z + 1) / gridDim.z - first_step;
-    using Stages = Ring<STAGES, STAGE_BYTES>;
-    Stages weight_stages, row_stages, read_stages;
+    Ring<STAGES, STAGE_BYTES> weight_stages, read_stages;
     const u16 *weights = (const u16 *)a.weight.values + first_step * PRODUCT_STEP;
     TileCopy<OUTPUTS> weight_copy(weights, a.weight.supers * SUPER * 2, a.weight.outputs, outputs);
     auto load_weights = [&] { weight_copy.next(shared + ROWS * 64 + weight_stages.next()); };
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
     for (u32 s = 0; s < STAGES - 1 && s < steps; ++s) load_weights();
-    begin();
-    u32 rows = row_count(a.step, a.gathered);
-    if (block_row >= rows) {
-        copy_commit();
-        copy_wait<0>();
-        return;
-    }
-    TileCopy<ROWS> row_copy(a.input + first_step * PRODUCT_STEP, a.stride * 2, rows,
-                            [&](u32 line) { return block_row + line; });
-    auto load_rows = [&] { row_copy.next(shared + row_stages.next()); };
+    u32 rows = begin_rows<ROWS>(a);
+    if (rows == 0) return;
+    RowCopy<ROWS, STAGES, STAGE_BYTES> row_copy(a, rows, first_step);
+    row_copy.start(shared, steps);
     float sums[M][N][4] = {};
-    for (u32 s = 0; s < STAGES - 1; ++s) {
-        if (s < steps) load_rows();
-        copy_commit();
-    }
     // Of a lane's first matrix in a stage; the others lie whole rows, or two pieces, from there.
     // Those of weights: outputs 0-7 and inputs 0-7, 0-7 and 8-15, 8-15 and 0-7, 8-15 both.
     u32 left_place = tile_place(warp_row + lane % 16, lane / 16);
@@ -177,7 +201,7 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
         __syncthreads();
         if (s + STAGES - 1 < steps) {
             load_weights();
-            load_rows();
+            row_copy.next(shared);
         }
         copy_commit();
         const unsigned char *stage = shared + read_stages.next();
@@ -201,7 +225,7 @@ __device__ __forceinline__ void product(const LinearArgs &a) {
         }
     }
     if (gridDim.z > 1 && !add_up<M, N>(a, sums, shared)) return;
-    u32 first_row = block_row + warp_row;
+    u32 first_row = blockIdx.y * ROWS + warp_row;
     u32 first_output = outputs.first + warp % 4 * outputs.width;
 #pragma unroll
     for (int m = 0; m < M; ++m) {

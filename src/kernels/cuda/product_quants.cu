@@ -56,10 +56,9 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
     static_assert(STEPS >= ROW_STAGES - 1, "copies of a step are waited for together");
     SHARED_MEMORY(shared);
     unsigned char *chunks = shared + ROW_STAGES * ROW_BYTES;
-    Ring<ROW_STAGES, ROW_BYTES> row_stages, read_stages;
+    Ring<ROW_STAGES, ROW_BYTES> read_stages;
     Ring<2, CHUNK_BYTES> chunk_stages, read_chunks;
     Outputs<N> outputs(a);
-    u32 block_row = blockIdx.y * ROWS;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     u32 warp_row = warp / 4 * 8 * ROW_TILES, warp_line = warp % 4 * 8 * N;
     u32 all_steps = (a.weight.inputs + PRODUCT_STEP - 1) / PRODUCT_STEP;
@@ -81,21 +80,11 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
     };
     // Weights are nobody's results: the first are on their way before this kernel's turn comes.
     load_chunk();
-    begin();
-    u32 rows = row_count(a.step, a.gathered);
-    if (block_row >= rows) {
-        copy_commit();
-        copy_wait<0>();
-        return;
-    }
-    TileCopy<ROWS> row_copy(a.input + first_step * PRODUCT_STEP, a.stride * 2, rows,
-                            [&](u32 line) { return block_row + line; });
-    auto load_rows = [&] { row_copy.next(shared + row_stages.next()); };
+    u32 rows = begin_rows<ROWS>(a);
+    if (rows == 0) return;
+    RowCopy<ROWS, ROW_STAGES, ROW_BYTES> row_copy(a, rows, first_step);
+    row_copy.start(shared, steps);
     float sums[TILES][ROW_TILES][4] = {};
-    for (u32 s = 0; s < ROW_STAGES - 1; ++s) {
-        if (s < steps) load_rows();
-        copy_commit();
-    }
     // Where a lane's first row lies in a stage, and its first output's values and scales in a
     // chunk; the others lie whole rows from there.
     uint2 row_place = tile_inputs<P::HALVES>(warp_row + g, t);
@@ -111,7 +100,7 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
             copy_wait<ROW_STAGES - 2>();
             __syncthreads();
             if (j == 0 && first + STEPS < steps) load_chunk();
-            if (s + ROW_STAGES - 1 < steps) load_rows();
+            if (s + ROW_STAGES - 1 < steps) row_copy.next(shared);
             copy_commit();
             if (j == 0) {
 #pragma unroll
@@ -153,7 +142,7 @@ __device__ __forceinline__ void product_quants(const LinearArgs &a) {
     for (int n = 0; n < N; ++n) {
 #pragma unroll
         for (int i = 0; i < 2 * ROW_TILES; ++i) {
-            u32 row = block_row + warp_row + i / 2 * 8 + 2 * t + i % 2;
+            u32 row = blockIdx.y * ROWS + warp_row + i / 2 * 8 + 2 * t + i % 2;
             u32 output = first_output + 8 * n;
             auto sum = [&](int of) { return sums[of / 2][i / 2][of % 2 * 2 + i % 2]; };
             if (a.gated) {
